@@ -8,15 +8,14 @@ Docs: https://example.org/mhex/docs/metrics.html.md"""
 __all__ = ['MetricFacts', 'metric', 'metrics', 'metric_named', 'chance', 'centred_gaussian', 'pointing_game', 'average_precision',
            'energy_pointing_game', 'iou']
 
-# %% ../nbs/21_metrics.ipynb #83aa839e
+# %% ../nbs/21_metrics.ipynb #d3a4ac76
 import math
 from dataclasses import dataclass
 from typing import Callable
 import torch, torch.nn.functional as F
 from torch import Tensor
-from jaxtyping import Bool, Float
 
-# %% ../nbs/21_metrics.ipynb #a7f511f5
+# %% ../nbs/21_metrics.ipynb #c9498bb3
 _metrics = {}
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class MetricFacts:
     source: str              # Where the definition comes from
 
 def metric(
-    higher_is_better:bool,     # Direction
-    range:tuple,               # Least and greatest value
-    unit:str,                  # Unit of one value
-    source:str,                # Where the definition comes from
-    category:str="agreement",  # Group in a table
-    masking:str|None=None,     # How removed pixels are filled; `None`: masks nothing
-)->Callable:                   # Decorator: the function comes back unchanged, with `.facts`
+    higher_is_better:bool,    # Direction
+    range:tuple,              # Least and greatest value
+    unit:str,                 # Unit of one value
+    source:str,               # Where the definition comes from
+    category:str="agreement", # Group in a table
+    masking:str|None=None,    # How removed pixels are filled; `None`: masks nothing
+)->Callable:                  # Decorator: the function comes back unchanged, with `.facts`
     "Register a function as a metric, with the facts that a table needs"
     def _f(f):
         if f.__name__ in _metrics: raise ValueError(f"metric {f.__name__!r} is taken by {_metrics[f.__name__].__module__}; choose another name")
@@ -78,26 +77,26 @@ def _check(maps, masks):
 
 def _no_object_is_nan(v, masks): return v.masked_fill(~masks.any(1), math.nan).float()
 
-# %% ../nbs/21_metrics.ipynb #9b043906
+# %% ../nbs/21_metrics.ipynb #0cc88265
 def chance(
-    masks:Bool[Tensor, "b h w"], # Ground truth
-)->Float[Tensor, "b"]:           # Mask area as a fraction of the image, 0-1; `nan` without an object
+    masks:Tensor, # `b h w`, boolean: ground truth
+)->Tensor:        # `b`: mask area as a fraction of the image, 0-1; `nan` without an object
     "What a random map scores in the pointing game"
     masks = _check_masks(masks).flatten(1)
     return _no_object_is_nan(masks.double().mean(1), masks)
 
-# %% ../nbs/21_metrics.ipynb #7014f930
+# %% ../nbs/21_metrics.ipynb #4c21d98f
 def centred_gaussian(
     size:tuple,      # px, (h, w)
     n:int=1,         # Number of copies
     sigma:float=.25, # Standard deviation as a fraction of the shorter side
-)->Float[Tensor, "n h w"]: # Peak 1 at the centre
+)->Tensor:           # `n h w`: peak 1 at the centre
     "The control that points at the middle of every image"
     (h,w),s = size,sigma*min(size)
     y,x = torch.arange(h)-(h-1)/2, torch.arange(w)-(w-1)/2
     return torch.exp(-(y[:,None]**2+x[None]**2)/(2*s*s)).expand(n,h,w).clone()
 
-# %% ../nbs/21_metrics.ipynb #caa51e92
+# %% ../nbs/21_metrics.ipynb #80c08dd0
 def _dilate(masks, tolerance):
     "Masks grown by a disc of radius `tolerance` px"
     t = torch.arange(-tolerance, tolerance+1, device=masks.device)
@@ -106,10 +105,10 @@ def _dilate(masks, tolerance):
 
 @metric(higher_is_better=True, range=(0,1), unit="fraction of samples", source="Zhang et al. 2018; ties: expected result of a random pick")
 def pointing_game(
-    maps:Float[Tensor, "b h w"],  # Saliency, any scale and sign
-    masks:Bool[Tensor, "b h w"],  # Ground truth
-    tolerance:int=0,              # A maximum this near to the mask counts, px
-)->Float[Tensor, "b"]:            # 1 hit, 0 miss, between only where maxima tie; `nan` without an object
+    maps:Tensor,     # `b h w`: saliency, any scale and sign
+    masks:Tensor,    # `b h w`, boolean: ground truth
+    tolerance:int=0, # A maximum this near to the mask counts, px
+)->Tensor:           # `b`: 1 hit, 0 miss, between only where maxima tie; `nan` without an object
     "Whether the maximum of each map lies inside its mask"
     if tolerance<0 or tolerance!=int(tolerance): raise ValueError(f"tolerance must be a whole number of pixels from 0 up, got {tolerance}")
     m,inside = _check(maps, masks)
@@ -117,12 +116,12 @@ def pointing_game(
     top = m==m.amax(1, keepdim=True)
     return _no_object_is_nan((top&inside).double().sum(1)/top.sum(1), _check_masks(masks).flatten(1).to(m.device))
 
-# %% ../nbs/21_metrics.ipynb #a5c3cee5
+# %% ../nbs/21_metrics.ipynb #816b4f6e
 @metric(higher_is_better=True, range=(0,1), unit="average precision", source="sklearn's average_precision_score, one call a sample")
 def average_precision(
-    maps:Float[Tensor, "b h w"],  # Saliency, any scale and sign
-    masks:Bool[Tensor, "b h w"],  # Ground truth
-)->Float[Tensor, "b"]:            # 0-1; `nan` without an object
+    maps:Tensor,  # `b h w`: saliency, any scale and sign
+    masks:Tensor, # `b h w`, boolean: ground truth
+)->Tensor:        # `b`: 0-1; `nan` without an object
     "Average precision of each map as a ranking of the pixels of its mask"
     m,inside = _check(maps, masks)
     s,order = m.sort(1, descending=True)
@@ -134,25 +133,25 @@ def average_precision(
     precision = (y.cumsum(1)/(rank+1)).gather(1, last)
     return _no_object_is_nan((y*precision).sum(1)/y.sum(1).clamp(min=1), inside)
 
-# %% ../nbs/21_metrics.ipynb #985a3985
+# %% ../nbs/21_metrics.ipynb #a64b08eb
 @metric(higher_is_better=True, range=(0,1), unit="fraction of positive saliency", source="Wang et al. 2020 (Score-CAM); negative values count as 0")
 def energy_pointing_game(
-    maps:Float[Tensor, "b h w"],  # Saliency; only its positive part counts
-    masks:Bool[Tensor, "b h w"],  # Ground truth
-)->Float[Tensor, "b"]:            # 0-1; `nan` without an object
+    maps:Tensor,  # `b h w`: saliency; only its positive part counts
+    masks:Tensor, # `b h w`, boolean: ground truth
+)->Tensor:        # `b`: 0-1; `nan` without an object
     "Share of each map's positive mass that lies inside its mask"
     m,inside = _check(maps, masks)
     m = m.clamp(min=0)
     m = torch.where(m.amax(1, keepdim=True)>0, m/m.amax(1, keepdim=True).clamp(min=torch.finfo(m.dtype).tiny), 1.)  # scaled, so that no sum overflows
     return _no_object_is_nan((m*inside).sum(1)/m.sum(1), inside)
 
-# %% ../nbs/21_metrics.ipynb #37cb8be0
+# %% ../nbs/21_metrics.ipynb #8b7f2502
 @metric(higher_is_better=True, range=(0,1), unit="intersection over union", source="localisation at a fraction of the maximum; pixels at the threshold are selected")
 def iou(
-    maps:Float[Tensor, "b h w"],  # Saliency
-    masks:Bool[Tensor, "b h w"],  # Ground truth
-    threshold:float=.5,           # Fraction of each map's maximum, 0-1
-)->Float[Tensor, "b"]:            # 0-1; `nan` without an object
+    maps:Tensor,        # `b h w`: saliency
+    masks:Tensor,       # `b h w`, boolean: ground truth
+    threshold:float=.5, # Fraction of each map's maximum, 0-1
+)->Tensor:              # `b`: 0-1; `nan` without an object
     "Overlap of each mask with the pixels above a fraction of the map's maximum"
     if not 0<threshold<=1: raise ValueError(f"threshold is a fraction of the maximum in (0, 1], got {threshold}")
     m,inside = _check(maps, masks)
