@@ -7,13 +7,13 @@ __version__ = "0.1.0"
 from importlib import import_module
 
 _HOME = {
-    "core": "Gate Head Unit equiv_matrix BlockRecord register_pool pools",
+    "core": "Gate Head Unit equiv_matrix BlockRecord pools",
     "hooks": "",
     "losses": "DeepSupervisionLoss",
-    "adapt": "attach detach attached Adapter BlockSpec register_adapter MHEX",
-    "cnn": "ResNet28",
+    "adapt": "attach detach Adapter BlockSpec register_adapter MHEX",
+    "cnn": "SmallResNet",
     "pretrained": "create_backbone from_pretrained",
-    "saliency": "explain Explanation author_settings register_map",
+    "saliency": "explain Explanation author_settings map_kinds",
     "metrics": "",
     "explainers": "",
     "doors": "CaptumDoor CAMDoor quantus_explain",
