@@ -9,10 +9,11 @@ from importlib import import_module
 _HOME = {
     "core": "Gate Head Unit equiv_matrix BlockRecord pools",
     "hooks": "",
+    "files": "",
     "losses": "DeepSupervisionLoss",
     "adapt": "attach detach Adapter BlockSpec register_adapter MHEX",
     "cnn": "SmallResNet",
-    "pretrained": "create_backbone from_pretrained",
+    "pretrained": "create_backbone from_pretrained load_weights",
     "saliency": "explain Explanation author_settings map_kinds",
     "metrics": "",
     "explainers": "",
