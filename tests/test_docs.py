@@ -1,5 +1,5 @@
 "The site, built by smalldocs from _quarto.yml in a copy of the tree: links, pictures, mathematics, reference pages; then in a browser."
-import importlib.util, os, re, shutil, subprocess, sys, threading
+import ast, importlib.util, re, shutil, subprocess, sys, threading
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -89,12 +89,13 @@ def test_every_notebook_has_a_page(project, site, pages):
 
 def test_reference_pages(project, site, pages):
     "A page for each module, an entry for each public name, and the way to its notebook."
-    import ast
     mods = [p for p in (project / "mhex").rglob("*.py") if not p.name.startswith("_")]
     for p in mods:
         page = pages[site / f"api/{p.stem}.html"]
-        shown = [n.name for n in ast.parse(p.read_text("utf-8")).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
-        assert {*shown} <= page.ids, (p.stem, {*shown} - page.ids)
+        body = ast.parse(p.read_text(encoding="utf-8")).body
+        public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
+        shown = {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))} & {*public}  # not constants, nor methods patched in
+        assert shown <= page.ids, (p.stem, shown - page.ids)
         assert any("/docs/" in o for o in page.links), p.stem
 
 
@@ -186,6 +187,7 @@ def test_navigation(visit, url):
     pg.keyboard.press("Escape")
     pg.locator(".quarto-color-scheme-toggle").first.click()
     pg.wait_for_function("document.documentElement.classList.contains('quarto-dark')")
+    pg.wait_for_timeout(800)  # colours fade over
     shot(pg, "core-dark")
 
 
