@@ -459,17 +459,18 @@ def data_names()->list: # Names, those built in first
     "What `load_data` knows by name"
     return list(_loaders)+[k for k in _info() if not k.endswith("3d")]
 
-# %% ../nbs/30_data.ipynb #d93d410b
+# %% ../nbs/30_data.ipynb #36af7745
 def load_data(
     name,               # A name of `data_names()`, or an image folder
     size:int|None=None, # Side, px; MedMNIST: 28, 64, 128 or 224; default the set's own, 224 for a folder
     root=None,          # Where the files are; default `MHEX_DATA`, then `~/.medmnist`
     seed:int=0,         # Of splits that are not given, and of synthetic images
-    **settings          # What the set takes beside: `download`, `channels`, `check`, `n`, `skip_corrupt`
+    **kwargs            # What the set takes beside: `download`, `channels`, `check`, `n`, `skip_corrupt`
 )->ImageData:           # Train, valid and test
     "A data set by name, or a folder of images"
     if size is not None and (isinstance(size,bool) or not isinstance(size,(int,np.integer)) or size<1): raise ValueError(f"size is a number of pixels, got {size!r}")
     if seed<0: raise ValueError(f"seed must not be negative, got {seed}")
+    size = None if size is None else int(size)
     key = name.lower() if isinstance(name,str) else None
     if not isinstance(name,(str,os.PathLike)): raise TypeError(f"name must be a string or a path, got {type(name).__name__}")
     if key in _loaders: f,kw = _loaders[key],dict(size=size, root=root, seed=seed)
@@ -479,10 +480,10 @@ def load_data(
     else: raise ValueError(f"no data set and no folder {str(name)!r}; sets: {', '.join(data_names())}; or a folder with one subfolder a class")
     ps = signature(f).parameters
     takes = [p for p in ps if p not in kw]
-    odd = [k for k in settings if k not in takes and not any(p.kind==p.VAR_KEYWORD for p in ps.values())]
+    odd = [k for k in kwargs if k not in takes and not any(p.kind==p.VAR_KEYWORD for p in ps.values())]
     if odd: raise TypeError(f"{str(name)!r} takes no setting {odd[0]!r}; beside size, root and seed it takes: {', '.join(takes) or 'nothing'}")
-    data = f(**kw, **settings)
-    data.source = dict(name=str(name), size=data.size, seed=seed, **settings)
+    data = f(**kw, **kwargs)
+    data.source = dict(name=str(name), size=data.size, seed=seed, **kwargs)
     if data.note: print(f"{data.name}: {data.note}")
     return data
 
