@@ -8,9 +8,9 @@ Docs: https://example.org/mhex/docs/adapt.html.md"""
 __all__ = ['PREDICT', 'BlockSpec', 'ClassifierSpec', 'Adapter', 'register_adapter', 'adapters', 'find_adapter', 'Tap',
            'unwrap_logits', 'MHEX', 'attach', 'detach']
 
-# %% ../nbs/10_adapt.ipynb #37eb540c
+# %% ../nbs/10_adapt.ipynb #1a16e551
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 import torch
@@ -79,7 +79,7 @@ def find_adapter(
     raise TypeError(f"no adapter knows {type(model).__name__} (children: {', '.join(n for n,_ in model.named_children()) or 'none'}). Looked for\n"
         f"{looked}\nTo add one, subclass mhex.Adapter and decorate it with @mhex.register_adapter: twenty lines, shown in the notebook 10_adapt.")
 
-# %% ../nbs/10_adapt.ipynb #86b56dcd
+# %% ../nbs/10_adapt.ipynb #aee4f189
 class Tap:
     "Watches one block: reads both paths where they meet, and weighs the identity path if the gate is not held open"
     def __init__(self, spec, unit, weigh):
@@ -131,7 +131,7 @@ class Tap:
         if self.keep:
             x = self.x if self.gated else None
             self.version = None if x is None or x.is_inference() else x._version
-            self.record = BlockRecord(self.spec.name, self.s, x, self.reading, self.unit.E, self.unit.pool)
+            self.record = BlockRecord(self.spec.name, self.s, x, self.reading, self.unit.kept_E(), self.unit.pool)
         self.x = self.r = self.s = None
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ class Tap:
         self.clear()
         return out
 
-# %% ../nbs/10_adapt.ipynb #e9ac1a88
+# %% ../nbs/10_adapt.ipynb #81859937
 def unwrap_logits(
     out, # What a network returned: tensor, tuple, dict, or an object with `logits`
 )->Tensor: # `b k`
@@ -214,9 +214,14 @@ class MHEX(nn.Module):
     ):     # logits `b k`, a `BlockRecord` for each block, the classifier's features or None
         "One forward pass that keeps what maps are drawn from"
         for t in self.taps: t.keep = True
-        try: return self._pass(x)
+        try: logits,records,features = self._pass(x)
         finally:
             for t in self.taps: t.keep = False
+        if torch.is_grad_enabled(): return logits,records,features
+        kept,want = torch.stack([r.reading.z@r.E.T for r in records]),torch.stack(self.head_logits)
+        if (kept-want).abs().amax()>1e3*torch.finfo(want.dtype).eps*want.abs().amax(): # weights changed behind PyTorch's back
+            records = [replace(r, E=u.kept_E(fresh=True)) for r,u in zip(records, self.units)]
+        return logits,records,features
 
     def _pass(self, x):
         if not len(self._handles): raise RuntimeError("this model was detached; call mhex.attach on the backbone again")

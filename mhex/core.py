@@ -128,15 +128,15 @@ def make_pool(
     "Make a pool by name"
     return pools[name]()
 
-# %% ../nbs/00_core.ipynb #e2fed323
+# %% ../nbs/00_core.ipynb #1e131605
 @pools.register("gap")
 class GapPool(Pool):
     "The paper's pool: mean over space, then ReLU"
     def forward(self, s, E):
-        u = s.mean(dim=tuple(range(2, s.ndim)))
-        return u.relu(), u>0
+        z = s.flatten(2).mean(-1).relu()
+        return z,z
 
-    def attribute(self, rows, s, state): return (rows*state[:,None])@s.flatten(2)
+    def attribute(self, rows, s, state): return (rows*(state>0)[:,None])@s.flatten(2)
 
 class EvidencePool(Pool):
     "Base of the pools that weigh pixels by the strength of their evidence; a subclass declares `share`"
@@ -170,7 +170,7 @@ class TopPool(EvidencePool):
         keep = strength.topk(max(1, n//10), dim=1).indices
         return torch.zeros_like(strength).scatter_(1, keep, 1/keep.shape[1])
 
-# %% ../nbs/00_core.ipynb #cbe996b0
+# %% ../nbs/00_core.ipynb #3be6ed9c
 @dataclass(frozen=True)
 class Reading:
     "What a unit read from one block in one forward pass"
@@ -190,18 +190,29 @@ class Unit(nn.Module):
     ):
         super().__init__()
         self.pool,self.gate,self.head = make_pool(pool),Gate(c, rank, bias),Head(c, k)
+        self._kept = None
 
     @property
     def E(self):
         "Equivalent matrix `k c`; with a low-rank gate it never forms `c c`"
         return equiv_matrix(self.gate.W, self.head.V) if self.gate.rank is None else (self.head.V@self.gate.B)@self.gate.A
 
+    def kept_E(self, fresh=False):
+        "`E` as it was last computed, if no gradient is wanted and the weights are the same tensors in the same version"
+        V,gate = self.head.weight,self.gate
+        if torch.is_grad_enabled() or V.is_inference() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled(V.device.type): return self.E
+        ws = (V, gate.weight) if gate.rank is None else (V, gate.A, gate.B)
+        key = [(w.data_ptr(), w._version) for w in ws]
+        if fresh or self._kept is None or self._kept[0]!=key: self._kept = key,self.E
+        return self._kept[1]
+
     def forward(self, s):
+        if self.training: self._kept = None
         z,state = self.pool(s, None if isinstance(self.pool, GapPool) else self.E)
         a = self.gate.linear(z)
         return Reading(z, self.gate(a), self.head(a), state)
 
-# %% ../nbs/00_core.ipynb #10345a7c
+# %% ../nbs/00_core.ipynb #2ec3af85
 def class_weights(
     E:Tensor,           # Equivalent matrix, `k c`
     positive:float=1.,  # `a`: weight of positive evidence, >= 0
@@ -213,11 +224,12 @@ def class_weights(
     if positive<0: raise ValueError(f"positive is {positive}; it is the weight of positive evidence, >= 0")
     for t in (tp,tn):
         if not 0<=t<=1: raise ValueError(f"sharpness is {sharpness}; it is a share of a channel, a fraction 0-1 or a pair of them")
-    pos,neg = E.clamp(min=0),(-E).clamp(min=0)
     def keep(e, t): return e if t==0 else e*(e/(e.sum(0, keepdim=True)+1e-8)>=t)
-    return positive*keep(pos,tp)+negative*keep(neg,tn)
+    w = keep(E.clamp(min=0), tp)
+    if positive!=1: w = positive*w
+    return w+negative*keep((-E).clamp(min=0), tn) if negative else w
 
-# %% ../nbs/00_core.ipynb #85dd9d0c
+# %% ../nbs/00_core.ipynb #9e2f7e5c
 @dataclass(frozen=True)
 class BlockRecord:
     "Everything needed to draw any class's map at one block"
@@ -239,8 +251,10 @@ class BlockRecord:
     def weighted(self, rows, features="gated"):
         "Sum (`b j h w`) of the features with channel weights `rows` (`j c` or `b j c`)"
         if features not in ("gated","exact"): raise ValueError(f"features is {features!r}; expected 'gated' (g*x + r) or 'exact' (x + r)")
-        m = rows@self.s.flatten(2)
-        if features=="gated" and self.x is not None: m = m+(rows*(self.reading.g-1)[:,None])@self.x.flatten(2)
+        s = self.s.flatten(2)
+        rows = rows.expand(len(s), -1, -1)
+        if features=="exact" or self.x is None: m = rows@s
+        else: m = torch.baddbmm(rows@s, rows*(self.reading.g-1)[:,None], self.x.flatten(2))
         return m.unflatten(2, self.size)
 
     def __getitem__(self, i):
