@@ -79,7 +79,7 @@ def find_adapter(
     raise TypeError(f"no adapter knows {type(model).__name__} (children: {', '.join(n for n,_ in model.named_children()) or 'none'}). Looked for\n"
         f"{looked}\nTo add one, subclass mhex.Adapter and decorate it with @mhex.register_adapter: twenty lines, shown in the notebook 10_adapt.")
 
-# %% ../nbs/10_adapt.ipynb #aee4f189
+# %% ../nbs/10_adapt.ipynb #6bd48cba
 class Tap:
     "Watches one block: reads both paths where they meet, and weighs the identity path if the gate is not held open"
     def __init__(self, spec, unit, weigh):
@@ -119,7 +119,11 @@ class Tap:
                                f"{self.spec.channels} channels: it points at the wrong modules")
         s = x+r
         self.reading = self.unit(s)
-        if self.keep or not self.checked: self.s = s
+        if not self.checked: self.s = s
+        if self.keep:
+            seen = x if self.gated else None
+            self.version = None if seen is None or x.is_inference() else x._version
+            self.record = BlockRecord(self.spec.name, s, seen, self.reading, self.unit.kept_E(), self.unit.pool)
         return replace(x, r, self.gate(x)) if self.gated else None
 
     def gate(self, x): return self.reading.g.reshape(*self.reading.g.shape, *[1]*(x.ndim-2))
@@ -128,10 +132,6 @@ class Tap:
         if self.reading is None:
             raise RuntimeError(f"block {self.spec.name} ran without its branch or its identity module: the adapter points at the wrong modules")
         if not self.checked: self.check(out)
-        if self.keep:
-            x = self.x if self.gated else None
-            self.version = None if x is None or x.is_inference() else x._version
-            self.record = BlockRecord(self.spec.name, self.s, x, self.reading, self.unit.kept_E(), self.unit.pool)
         self.x = self.r = self.s = None
 
     @torch.no_grad()

@@ -30,19 +30,20 @@ class Handles:
     def __enter__(self): return self
     def __exit__(self, *exc): self.remove()
 
-# %% ../nbs/01_hooks.ipynb #1b4e8ce8
+# %% ../nbs/01_hooks.ipynb #b2db18ca
 @contextmanager
 def evaluating(
     model:nn.Module, # Put in evaluation mode inside the block
 ):
     "Evaluation mode inside the `with` block; every module's own flag afterwards, also after an exception"
     parts = [model] # the list grows while it is walked; `model.modules()` would take several times as long
-    for m in parts: parts.extend(c for c in m._modules.values() if c is not None)
-    flags = [(m, m.training) for m in parts]
-    if any(f for _,f in flags): model.eval()
+    for m in parts:
+        if m._modules: parts += [c for c in m._modules.values() if c is not None]
+    flags = [m.training for m in parts]
+    if any(flags): model.eval()
     try: yield model
     finally:
-        for m,f in flags:
+        for m,f in zip(parts, flags):
             if m.training!=f: m.training = f
 
 # %% ../nbs/01_hooks.ipynb #6bf25208

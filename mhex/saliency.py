@@ -88,13 +88,13 @@ def _linear_part(f, logits):
         w, = torch.autograd.grad(total, p)
     return Target(torch.full((len(logits),1), -1, device=logits.device), w[:,None], "given", False)
 
-# %% ../nbs/20_saliency.ipynb #678247a1
+# %% ../nbs/20_saliency.ipynb #ec8aa972
 @lru_cache(maxsize=512)
 def _resizer(n, to, dtype, device):
-    "Matrix `to n` that resizes `n` pixels bilinearly (antialiased when shrinking)"
+    "Matrix `to n` that resizes `n` pixels bilinearly (antialiased when shrinking), and the mean of its rows"
     with torch.inference_mode(False), torch.no_grad():
         R = F.interpolate(torch.eye(n, dtype=torch.float64)[None,None], size=(to,n), mode="bilinear", align_corners=False, antialias=to<n)
-        return R[0,0].to(device, dtype)
+        return R[0,0].to(device, dtype),R[0,0].mean(0).to(device, dtype)
 
 def resize_sum(
     maps,                 # Tensors `b j h w`, each of its own size
@@ -105,8 +105,8 @@ def resize_sum(
     size,same,left,right = tuple(size),[],[],[]
     for m in maps:
         if tuple(m.shape[2:])==size: same.append(m); continue
-        H,W = [_resizer(n, to, m.dtype, m.device) for n,to in zip(m.shape[2:], size)]
-        if keep_mean: m = m+(m.mean((2,3))-(m@W.mean(0))@H.mean(0))[...,None,None] # rows of H and W sum to 1: the shift survives them
+        (H,h),(W,w) = [_resizer(n, to, m.dtype, m.device) for n,to in zip(m.shape[2:], size)]
+        if keep_mean: m = m+(m.mean((2,3))-m@w@h)[...,None,None] # rows of H and W sum to 1: the shift survives them
         left.append(H@m)
         right.append(W)
     if left: same.append(torch.cat(left, -1)@torch.cat(right, -1).T if len(left)>1 else left[0]@right[0].T)
