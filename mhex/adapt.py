@@ -79,10 +79,14 @@ def find_adapter(
     raise TypeError(f"no adapter knows {type(model).__name__} (children: {', '.join(n for n,_ in model.named_children()) or 'none'}). Looked for\n"
         f"{looked}\nTo add one, subclass mhex.Adapter and decorate it with @mhex.register_adapter: twenty lines, shown in the notebook 10_adapt.")
 
-# %% ../nbs/10_adapt.ipynb #6bd48cba
+# %% ../nbs/10_adapt.ipynb #fca26ef0
 class Tap:
     "Watches one block: reads both paths where they meet, and weighs the identity path if the gate is not held open"
-    def __init__(self, spec, unit, weigh):
+    def __init__(self,
+        spec,  # `BlockSpec`: where to watch
+        unit,  # `Unit`: what reads
+        weigh, # Whether the gate works (training mode) or the block is only watched
+    ):
         self.spec,self.unit,self.weigh = spec,unit,weigh
         self.keep = self.checked = False
         self.clear()

@@ -137,14 +137,15 @@ def normalize_maps(
         if how=="percentile": f = f*(f>=.1)
     return f.unflatten(-1, maps.shape[-2:])
 
-# %% ../nbs/20_saliency.ipynb #23b75bfc
+# %% ../nbs/20_saliency.ipynb #5d6804f2
 map_kinds = Registry("kind")
 
 @map_kinds.register("paper")
 class PaperMap:
     "The paper's map: class weights times the gated features, later blocks first"
     keeps_mean = False
-    def __init__(self, exp,
+    def __init__(self,
+        exp,                   # `Explanation`
         positive:float=1.,     # Weight of positive evidence
         negative:float=0.,     # Weight of negative evidence: 0 leaves it out (non-negativity), -1 keeps it with its sign
         sharpness=0.,          # Least share of a channel: fraction, or (positive, negative)
@@ -167,7 +168,9 @@ class PaperMap:
 class ExactMap:
     "The additive decomposition of the logit over pixels, and over blocks where several heads predict"
     keeps_mean = True
-    def __init__(self, exp): self.exp = exp
+    def __init__(self,
+        exp, # `Explanation`
+    ): self.exp = exp
 
     def block(self, record, target):
         if record is CLASSIFIER: return self.exp.classifier_maps(target)
