@@ -57,7 +57,7 @@ def overlay(
     a = (alpha*np.abs(v))[...,None]
     return image*(1-a)+color*a
 
-# %% ../nbs/40_viz.ipynb #357afe7d
+# %% ../nbs/40_viz.ipynb #ce44972b
 def _bare(ax, title="", size=7, color="black"):
     ax.set_xticks([]); ax.set_yticks([])
     for s in ax.spines.values(): s.set_visible(False)
@@ -92,6 +92,7 @@ def plot_explanation(
     shown = sorted({round(i) for i in np.linspace(0, n-1, min(n, max_blocks))})
     blocks = exp.block_maps(kind=kind, **settings)
     fused = exp.map(kind=kind, **settings)
+    signed = settings.get("negative", 0)<0 if kind=="paper" else is_signed(fused) # one colour map for all panels
     others = others or {}
     fig,axs = _grid(len(index), 3+len(shown)+len(others))
     for r,(row,i) in enumerate(zip(axs, index)):
@@ -105,11 +106,11 @@ def plot_explanation(
         if masks is not None and masks[i].any(): row[0].contour(masks[i].numpy(), [.5], colors="#00c8ff", linewidths=1)
         for ax,l in zip(row[1:], shown):
             m = blocks[l][i]
-            _panel(ax, m, float(m.abs().max())+1e-12, is_signed(m)); _bare(ax, exp.block_names[l] if r==0 else "")
+            _panel(ax, m, float(m.abs().max())+1e-12, signed); _bare(ax, exp.block_names[l] if r==0 else "")
         rest = row[1+len(shown):]
         m = fused[i]
-        _panel(rest[0], m, float(m.abs().max())+1e-12, is_signed(m)); _bare(rest[0], f"{kind}, fused" if r==0 else "")
-        rest[1].imshow(overlay(img, m)); _bare(rest[1], "overlay" if r==0 else "")
+        _panel(rest[0], m, float(m.abs().max())+1e-12, signed); _bare(rest[0], f"{kind}, fused" if r==0 else "")
+        rest[1].imshow(overlay(img, m, signed)); _bare(rest[1], "overlay" if r==0 else "")
         for ax,(name,o) in zip(rest[2:], others.items()):
             ax.imshow(overlay(img, o[i])); _bare(ax, name if r==0 else "")
     return fig
