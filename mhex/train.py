@@ -6,11 +6,11 @@ Docs: https://example.org/mhex/docs/train.html.md"""
 
 # %% auto #0
 __all__ = ['recipes', 'augments', 'CHECKPOINT', 'HISTORY', 'Recipe', 'get_recipe', 'set_seed', 'rng_state', 'set_rng_state',
-           'accuracy_score', 'auc_score', 'ScoreMetric', 'MHEXLearner', 'SeedCallback', 'CheckBatchCallback',
-           'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint', 'CheckpointCallback', 'mhex_learner',
-           'fit_recipe', 'predict_split', 'evaluate']
+           'accuracy_score', 'auc_score', 'ScoreMetric', 'MHEXLearner', 'SeedCallback', 'plain_strides',
+           'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint',
+           'CheckpointCallback', 'mhex_learner', 'fit_recipe', 'predict_split', 'evaluate', 'MHEXInterpretation']
 
-# %% ../nbs/31_train.ipynb #76c5b996
+# %% ../nbs/31_train.ipynb #231d39cc
 import csv, json, math, random, warnings
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -28,6 +28,8 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import default_device
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -228,7 +230,16 @@ class SeedCallback(Callback):
     def after_epoch(self):
         if self.learn.in_fit: self.done = self.total+1
 
-# %% ../nbs/31_train.ipynb #a8610638
+# %% ../nbs/31_train.ipynb #9ad46447
+def plain_strides(
+    x, # Anything; a tensor `b c h w` is looked at
+):
+    "The same batch, stored row by row"
+    if not isinstance(x, Tensor) or x.ndim!=4 or x.is_cuda: return x
+    b,c,h,w = x.shape
+    return x if x.stride()==(c*h*w,h*w,w,1) else x.clone(memory_format=torch.contiguous_format)
+
+# %% ../nbs/31_train.ipynb #98cfb8eb
 class CheckBatchCallback(Callback):
     "Labels and logits that do not fit each other are named before anything is computed from them"
     order = -8
@@ -240,7 +251,8 @@ class CheckBatchCallback(Callback):
     def after_fit(self): self.fits += 1
 
     def before_batch(self):
-        if self.fits: return # seen already
+        self.learn.xb = tuple(plain_strides(x) for x in self.learn.xb)
+        if self.fits: return # labels were seen already
         y,k = self.learn.yb[0],self.k
         if self.many:
             if y.ndim!=2 or y.shape[1]!=k: raise ValueError(f"labels have shape {tuple(y.shape)}; with several labels an image it is (b, {k}), 0 or 1 for each class")
@@ -462,7 +474,7 @@ def _difference(key, there, here):
         return f"{key} had {'; '.join(d[:3])}"
     return f"{key} was {there!r}, here it is {here!r}"
 
-# %% ../nbs/31_train.ipynb #1df5f090
+# %% ../nbs/31_train.ipynb #1aa54bc5
 def _data_facts(data, n_classes, multi_label):
     "(number of classes, class names or None, several labels?, preprocessing or None, name) of an `ImageData` or `DataLoaders`"
     if isinstance(data, ImageData): return data.n_classes,list(data.class_names),data.multi_label,data.preprocess,data.name
@@ -470,7 +482,7 @@ def _data_facts(data, n_classes, multi_label):
     k,vocab = getattr(data, "c", None) or n_classes,getattr(data, "vocab", None)
     if not k: raise ValueError("the data loaders do not say how many classes there are (dls.c): pass n_classes=")
     if multi_label is None:
-        y = data.valid.one_batch()[-1]
+        y = next(iter(data.valid))[-1]
         multi_label = y.ndim==2 and y.shape[1]==k and y.shape[1]>1
     names = [str(o) for o in vocab] if vocab is not None and len(vocab)==k else None
     return int(k),names,bool(multi_label),None,getattr(data, "name", type(data).__name__)
@@ -483,9 +495,11 @@ def _loaders(data, recipe, seed, bs, device):
                          f"or change the recipe: dataclasses.replace(mhex.train.recipes[{recipe.name!r}], size=None)")
     return data.dls(bs=bs or recipe.bs, seed=seed, device=device, augment=_augment(recipe.augment))
 
+def _bs(dl): return getattr(dl, "bs", getattr(dl, "batch_size", None)) # fastai's name, torch's name
+
 def _check_loaders(dls):
     for n,dl in (("training",dls.train),("validation",dls.valid)):
-        if not len(dl): raise ValueError(f"the {n} loader is empty: {len(dl.dataset)} images in batches of {dl.bs}{', incomplete ones dropped' if dl.drop_last else ''}")
+        if not len(dl): raise ValueError(f"the {n} loader is empty: {len(dl.dataset)} images in batches of {_bs(dl)}{', incomplete ones dropped' if dl.drop_last else ''}")
 
 def _groups(model):
     "Parameter groups for fastai: the trunk, and what is new on top of it"
@@ -543,17 +557,17 @@ def mhex_learner(
     k,names,many,prep,name = _data_facts(data, n_classes, multi_label)
     if n_classes not in (None,k): raise ValueError(f"n_classes is {n_classes}, the data have {k} classes{'' if names is None else ': '+', '.join(names[:12])}; leave n_classes out")
     if multi_label not in (None,many): raise ValueError(f"multi_label is {multi_label}, the data say {many}; leave it out")
-    channels = prep["channels"] if prep else int(dls.valid.one_batch()[0].shape[1])
+    channels = prep["channels"] if prep else int(next(iter(dls.valid))[0].shape[1])
     model = _model(backbone, k, names, many, channels, r, explain, mode, seed, pretrained, backbone_kw, attach_kw)
     if explain: model.preprocess = prep
     if metrics is None: metrics = [ScoreMetric(accuracy_score, "accuracy", many), ScoreMetric(auc_score, "auc", many)]
     cbs = [SeedCallback(seed), CheckBatchCallback(k, many), HistoryCallback()]
     if explain: cbs.append(MHEXCallback(DeepSupervisionLoss(reduction=r.reduction, multi_label=many), targets))
-    if torch.device(dls.device or "cpu").type=="cuda": cbs.append(MixedPrecision())
+    if torch.device(getattr(dls, "device", None) or default_device()).type=="cuda": cbs.append(MixedPrecision())
     learn = MHEXLearner(dls, model, loss_func=BCEWithLogitsLossFlat() if many else CrossEntropyLossFlat(), opt_func=_optimizer(r), lr=r.lr, wd=r.wd,
                         splitter=_groups, metrics=metrics, cbs=cbs, moms=(.95,.85,.95))
     learn.recipe = r
-    learn.facts = dict(recipe=asdict(r), seed=seed, data=name, images=len(dls.train.dataset), bs=dls.train.bs, model=model.config if explain else "plain", targets=targets)
+    learn.facts = dict(recipe=asdict(r), seed=seed, data=name, images=len(dls.train.dataset), bs=_bs(dls.train), model=model.config if explain else "plain", targets=targets)
     return learn
 
 # %% ../nbs/31_train.ipynb #288f437a
@@ -634,3 +648,165 @@ def evaluate(
     loss = F.binary_cross_entropy_with_logits(p, y.double()) if many else F.cross_entropy(p, y)
     probs = p.sigmoid() if many else p.softmax(1)
     return dict(loss=loss.item(), accuracy=accuracy_score(probs, y, many), auc=auc_score(probs, y, many), n=len(y))
+
+# %% ../nbs/31_train.ipynb #8cee8e2c
+class MHEXInterpretation:
+    "Where a model is wrong, and what it looked at"
+    def __init__(self,
+        model:nn.Module,     # Attached, or any other (then without saliency)
+        dl,                  # Loader that the rest was computed from, in its own order
+        logits:Tensor,       # `n k`
+        targs:Tensor,        # `n` class indices, or `n k`
+        vocab:list,          # Class names
+        preprocess=None,     # Mean and std, to show images as they were
+    ):
+        self.model,self.dl,self.logits,self.targs,self.vocab,self.preprocess = model,dl,logits,targs,[str(v) for v in vocab],preprocess
+        self.multi_label = targs.ndim==2
+        self.preds = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        self.decoded = (self.preds>.5).long() if self.multi_label else self.preds.argmax(1)
+        self.losses = (F.binary_cross_entropy_with_logits(logits, targs.float(), reduction="none").mean(1) if self.multi_label
+                       else F.cross_entropy(logits, targs, reduction="none"))
+
+    @classmethod
+    def from_learner(cls,
+        learn,   # A fastai `Learner`
+        dl=None, # A loader; "train", "valid" or "test"; None: the validation loader
+    ):
+        "Predictions and losses over a loader"
+        if not isinstance(learn, Learner): raise TypeError(f"learn is {type(learn).__name__}; expected a fastai Learner, as mhex_learner returns")
+        if dl is None or isinstance(dl, str):
+            name = dl or "valid"
+            dl = getattr(learn.dls, name, None) if name in ("train","valid","test") else None
+            if dl is None: raise ValueError(f"the learner has no loader {name!r}; expected train, valid, test, or a loader")
+        if getattr(dl, "shuffle", False) or getattr(dl, "drop_last", False):
+            if not hasattr(dl, "new"): raise ValueError("dl is shuffled or drops images; pass one in fixed order")
+            dl = dl.new(shuffle=False, drop_last=False)
+        logits,targs = predict_split(learn.model, dl)
+        data = getattr(learn.dls, "data", None)
+        prep = getattr(learn.model, "preprocess", None) or (data.preprocess if isinstance(data, ImageData) else None)
+        vocab = getattr(learn.model, "class_names", None) or getattr(learn.dls, "vocab", None) or range(logits.shape[1])
+        return cls(learn.model, dl, logits, targs, vocab, prep)
+
+    def inputs(self,
+        idxs, # Indices, a list or tensor
+    )->Tensor: # `b c h w`, normalised
+        "Some images, as the model sees them"
+        idxs = [int(i) for i in idxs]
+        if isinstance(self.dl, ImageDL):
+            x,_ = self.dl.dataset.batch(idxs)
+            return self.dl.normalize(x) if self.dl.normalize else x
+        found,at = {},0
+        for b in self.dl:
+            found.update({i:b[0][i-at].cpu() for i in idxs if at<=i<at+len(b[0])})
+            at += len(b[0])
+        return torch.stack([found[i] for i in idxs])
+
+    def top_losses(self,
+        k:int|None=None,   # How many; None: all
+        largest:bool=True, # False: the smallest ones
+    )->tuple:              # Losses and indices
+        "The greatest losses and where they are"
+        k = len(self.losses) if k is None else k
+        if not 1<=k<=len(self.losses): raise ValueError(f"k is {k}; there are {len(self.losses)} images")
+        return self.losses.topk(k, largest=largest)
+
+    def __repr__(self): return f"MHEXInterpretation of {len(self.losses)} images, {len(self.vocab)} {'labels' if self.multi_label else 'classes'}, mean loss {self.losses.mean():.3f}"
+
+# %% ../nbs/31_train.ipynb #9bdc1b36
+@patch
+def confusion_matrix(self:MHEXInterpretation)->np.ndarray: # `k k`, a row for each true class; several labels: `k 2 2`, [[tn, fp], [fn, tp]] of each label
+    "How often what was taken for what"
+    k,t,p = len(self.vocab),self.targs.long(),self.decoded
+    if self.multi_label: return torch.stack([torch.bincount(2*t[:,i]+p[:,i], minlength=4).view(2,2) for i in range(k)]).numpy()
+    return torch.bincount(k*t+p, minlength=k*k).view(k,k).numpy()
+
+@patch
+def most_confused(self:MHEXInterpretation,
+    min_val:int=1, # Leave out what happened less often
+)->list:           # Of (true class, predicted class, times); several labels: (label, "missed" or "false alarm", times)
+    "The most frequent mistakes"
+    cm,v = self.confusion_matrix(),self.vocab
+    if self.multi_label: got = [(v[i],w,int(n)) for i in range(len(v)) for w,n in (("missed",cm[i,1,0]),("false alarm",cm[i,0,1]))]
+    else: got = [(v[i],v[j],int(cm[i,j])) for i in range(len(v)) for j in range(len(v)) if i!=j]
+    return sorted((o for o in got if o[2]>=min_val and o[2]>0), key=lambda o: -o[2])
+
+# %% ../nbs/31_train.ipynb #72db09c7
+def _table(ax, m, rows, cols, share, title):
+    "One matrix as a picture with its numbers"
+    shade = m/np.maximum(m.sum(1, keepdims=True), 1)
+    ax.imshow(shade, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(rows)):
+        for j in range(len(cols)):
+            ax.text(j, i, f"{shade[i,j]:.2f}" if share else f"{int(m[i,j])}", ha="center", va="center", fontsize=7, color="white" if shade[i,j]>.5 else "black")
+    ax.set_xticks(range(len(cols)), cols, rotation=90 if max(map(len, cols))>3 else 0, fontsize=7)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7)
+    ax.set_title(title, fontsize=8)
+
+@patch
+def plot_confusion_matrix(self:MHEXInterpretation,
+    normalize:bool=False, # Fractions of the true class instead of counts
+    ncols:int=5,          # Tables in a row, for several labels
+    figsize=None,         # Inches
+):                        # matplotlib figure
+    "The confusion matrix as a figure; for several labels a small one each"
+    plt,cm,k = import_module("matplotlib.pyplot"),self.confusion_matrix(),len(self.vocab)
+    names = [v if len(v)<=24 else v[:22]+"…" for v in self.vocab]
+    if self.multi_label:
+        ncols = min(ncols, k); nrows = math.ceil(k/ncols)
+        fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (1.5*ncols,1.7*nrows), dpi=80, squeeze=False)
+        for ax in axs.flat[k:]: ax.axis("off")
+        for ax,m,n in zip(axs.flat, cm, names): _table(ax, m, ["no","yes"], ["no","yes"], normalize, n)
+    else:
+        s = 1.6+.35*k
+        fig,ax = plt.subplots(figsize=figsize or (s,s), dpi=80)
+        _table(ax, cm, names, names, normalize, "")
+        ax.set_xlabel("predicted", fontsize=8); ax.set_ylabel("true", fontsize=8)
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/31_train.ipynb #23dbd530
+def _names(row, vocab, multi_label):
+    "Class name of one label, or the names of all labels that are on"
+    if not multi_label: return vocab[int(row)]
+    return ", ".join(vocab[i] for i in (row>.5).nonzero()[:,0].tolist()) or "none"
+
+@patch
+def plot_top_losses(self:MHEXInterpretation,
+    k:int=9,           # How many images
+    ncols:int=3,       # Images in a row
+    largest:bool=True, # False: the smallest losses
+    saliency=None,     # Map of the predicted class beside each image; None: where the model is an attached one
+    kind:str="paper",  # Of the map, see `Explanation.map`
+    figsize=None,      # Inches
+    **settings,        # Of the map
+):                     # matplotlib figure
+    "The images with the greatest losses, and what the model looked at"
+    saliency = isinstance(self.model, MHEX) if saliency is None else saliency
+    if saliency and not isinstance(self.model, MHEX): raise ValueError("saliency needs an attached model; this learner trains a plain network: saliency=False, or mhex_learner(explain=True)")
+    losses,idxs = self.top_losses(k, largest)
+    x = self.inputs(idxs)
+    plt,width = import_module("matplotlib.pyplot"),2 if saliency else 1
+    maps = None
+    if saliency: maps = import_module("mhex.saliency").explain(self.model, x.to(next(self.model.parameters()).device)).map(kind=kind, normalize="percentile", **settings).cpu()
+    ncols = min(ncols, k); nrows = math.ceil(k/ncols)
+    fig,axs = plt.subplots(nrows, ncols*width, figsize=figsize or (1.5*ncols*width,1.9*nrows), dpi=80, squeeze=False)
+    for ax in axs.flat: ax.axis("off")
+    for n,(i,img) in enumerate(zip(idxs.tolist(), self._pictures(x))):
+        cell = axs[n//ncols, n%ncols*width:][:width]
+        for ax in cell: ax.imshow(img, cmap="gray", vmin=0, vmax=1)
+        if saliency: cell[1].imshow(maps[n], cmap="inferno", alpha=.55, vmin=0, vmax=1)
+        p = self.preds[i] if self.multi_label else self.preds[i].max()
+        chance = "" if self.multi_label else f" {p:.2f}"
+        cell[0].set_title(f"{_names(self.decoded[i], self.vocab, self.multi_label)[:18]}{chance}\ntrue {_names(self.targs[i], self.vocab, self.multi_label)[:18]}\nloss {losses[n]:.2f}", fontsize=6, loc="left")
+    fig.tight_layout(pad=.3)
+    plt.close(fig)
+    return fig
+
+@patch
+def _pictures(self:MHEXInterpretation, x):
+    "Images as arrays that matplotlib shows, `h w` or `h w c` in [0,1]"
+    if self.preprocess: m,s = (torch.tensor(self.preprocess[k]).view(-1,1,1) for k in ("mean","std"))
+    else: m,s = x.amin((1,2,3), keepdim=True),(x.amax((1,2,3), keepdim=True)-x.amin((1,2,3), keepdim=True)).clamp(min=1e-8)
+    x = (x*s+m).clamp(0, 1)
+    return [o[0].numpy() if o.shape[0]==1 else o.permute(1,2,0).numpy() for o in x]
