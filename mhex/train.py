@@ -184,7 +184,7 @@ class ScoreMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../nbs/31_train.ipynb #279f47ed
+# %% ../nbs/31_train.ipynb #4984abeb
 class MHEXLearner(Learner):
     "fastai `Learner` that can begin in the middle of an epoch"
     recipe,facts = None,{}                      # how it is trained; what made this run, for tables and checkpoints
@@ -192,7 +192,6 @@ class MHEXLearner(Learner):
 
     def _do_fit(self):
         self.in_fit = True
-        self.opt.zero_grad() # an interrupted step leaves gradients behind
         try:
             for epoch in range(self.start_at[0], self.n_epoch):
                 self.epoch = epoch
@@ -339,17 +338,17 @@ class HistoryCallback(Callback):
             w.writeheader()
             w.writerows(self.rows)
 
-# %% ../nbs/31_train.ipynb #c066d17d
+# %% ../nbs/31_train.ipynb #bfc179fa
 class BestCallback(Callback):
     "Keep the weights of the epoch with the best validation score, and end with them"
-    order,keeps = 62,("score","best_epoch","waited")
+    order,keeps = 62,("score","best","waited")
     def __init__(self,
         select:str="auc",       # A metric's name (greater is better), or "valid_loss"
         patience:int|None=None, # End the fit after this many epochs without a better one
     ): self.select,self.patience = select,patience
 
     def before_fit(self):
-        self.score,self.best_epoch,self.waited,self.weights = -math.inf,None,0,None
+        self.score,self.best,self.waited,self.weights = -math.inf,None,0,None
         names = self.learn.recorder.metric_names
         if self.select not in names: raise ValueError(f"select is {self.select!r}; the validation scores are {', '.join(names[2:])}")
 
@@ -360,14 +359,14 @@ class BestCallback(Callback):
         v = self.learn.recorder.log[self.learn.recorder.metric_names.index(self.select)]
         v = -math.inf if v is None or math.isnan(v) else -v if self.select=="valid_loss" else v
         self.waited += 1
-        if v>self.score or self.best_epoch is None:
-            self.score,self.best_epoch,self.waited = v,self.learn.epoch,0
+        if v>self.score or self.best is None:
+            self.score,self.best,self.waited = v,self.learn.epoch,0
             self.weights = {k:t.detach().cpu().clone() for k,t in self.learn.model.state_dict().items()}
 
     def after_fit(self):
         if self.weights is not None: self.learn.model.load_state_dict(self.weights)
 
-# %% ../nbs/31_train.ipynb #d18a04b3
+# %% ../nbs/31_train.ipynb #becc7ffd
 CHECKPOINT,HISTORY = "checkpoint.pt","history.csv"
 
 def read_checkpoint(
@@ -463,7 +462,7 @@ class CheckpointCallback(Callback):
         "Name of the file with the best epoch's weights, or None"
         cb = getattr(self.learn, "best", None)
         if not isinstance(cb, BestCallback) or cb.weights is None: return None
-        name = f"best-{cb.best_epoch:05d}.safetensors"
+        name = f"best-{cb.best:05d}.safetensors"
         if not (self.folder/name).exists():
             with whole_file(self.folder/name) as tmp: save_file({k:v.contiguous() for k,v in cb.weights.items()}, tmp)
         return name
