@@ -19,7 +19,7 @@ _HOME = {
     "explainers": "",
     "doors": "CaptumDoor CAMDoor quantus_explain",
     "data": "load_data",
-    "train": "mhex_learner MHEXCallback",
+    "train": "mhex_learner MHEXCallback MHEXInterpretation",
     "viz": "",
     "bench": "",
 }

@@ -184,7 +184,7 @@ class ScoreMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../nbs/31_train.ipynb #4984abeb
+# %% ../nbs/31_train.ipynb #279f47ed
 class MHEXLearner(Learner):
     "fastai `Learner` that can begin in the middle of an epoch"
     recipe,facts = None,{}                      # how it is trained; what made this run, for tables and checkpoints
@@ -192,6 +192,7 @@ class MHEXLearner(Learner):
 
     def _do_fit(self):
         self.in_fit = True
+        self.opt.zero_grad() # an interrupted step leaves gradients behind
         try:
             for epoch in range(self.start_at[0], self.n_epoch):
                 self.epoch = epoch
@@ -338,17 +339,17 @@ class HistoryCallback(Callback):
             w.writeheader()
             w.writerows(self.rows)
 
-# %% ../nbs/31_train.ipynb #bfc179fa
+# %% ../nbs/31_train.ipynb #c066d17d
 class BestCallback(Callback):
     "Keep the weights of the epoch with the best validation score, and end with them"
-    order,keeps = 62,("score","best","waited")
+    order,keeps = 62,("score","best_epoch","waited")
     def __init__(self,
         select:str="auc",       # A metric's name (greater is better), or "valid_loss"
         patience:int|None=None, # End the fit after this many epochs without a better one
     ): self.select,self.patience = select,patience
 
     def before_fit(self):
-        self.score,self.best,self.waited,self.weights = -math.inf,None,0,None
+        self.score,self.best_epoch,self.waited,self.weights = -math.inf,None,0,None
         names = self.learn.recorder.metric_names
         if self.select not in names: raise ValueError(f"select is {self.select!r}; the validation scores are {', '.join(names[2:])}")
 
@@ -359,15 +360,21 @@ class BestCallback(Callback):
         v = self.learn.recorder.log[self.learn.recorder.metric_names.index(self.select)]
         v = -math.inf if v is None or math.isnan(v) else -v if self.select=="valid_loss" else v
         self.waited += 1
-        if v>self.score or self.best is None:
-            self.score,self.best,self.waited = v,self.learn.epoch,0
+        if v>self.score or self.best_epoch is None:
+            self.score,self.best_epoch,self.waited = v,self.learn.epoch,0
             self.weights = {k:t.detach().cpu().clone() for k,t in self.learn.model.state_dict().items()}
 
     def after_fit(self):
         if self.weights is not None: self.learn.model.load_state_dict(self.weights)
 
-# %% ../nbs/31_train.ipynb #becc7ffd
+# %% ../nbs/31_train.ipynb #c075297e
 CHECKPOINT,HISTORY = "checkpoint.pt","history.csv"
+
+def _plain(o):
+    "numpy numbers, which fastai's schedules leave in an optimiser, as Python's: a checkpoint holds nothing that needs code to be read"
+    if isinstance(o, dict): return type(o)((k,_plain(v)) for k,v in o.items())
+    if isinstance(o, (list,tuple)): return type(o)(map(_plain, o))
+    return o.item() if isinstance(o, np.generic) else o
 
 def read_checkpoint(
     path, # Written by `CheckpointCallback`
@@ -450,9 +457,9 @@ class CheckpointCallback(Callback):
         best = self._save_best()
         scaler = getattr(l, "scaler", None)
         state = dict(schema=1, facts=json.dumps(self._facts()), epoch=epoch, batch=batch, train_iter=l.train_iter, pct_train=l.pct_train, best=best,
-            model=l.model.state_dict(), opt=l.opt.state_dict(), scaler=None if scaler is None else scaler.state_dict(), rng=rng_state(),
-            callbacks={cb.name:{k:getattr(cb, k) for k in type(cb).keeps} for cb in l.cbs if hasattr(type(cb), "keeps")},
-            recorder=dict(lrs=list(map(float, rec.lrs)), iters=list(rec.iters), values=[list(v) for v in rec.values], count=rec.smooth_loss.count,
+            model=l.model.state_dict(), opt=_plain(l.opt.state_dict()), scaler=None if scaler is None else scaler.state_dict(), rng=rng_state(),
+            callbacks={cb.name:{k:_plain(getattr(cb, k)) for k in type(cb).keeps} for cb in l.cbs if hasattr(type(cb), "keeps")},
+            recorder=dict(lrs=list(map(float, rec.lrs)), iters=list(rec.iters), values=[_plain(list(v)) for v in rec.values], count=rec.smooth_loss.count,
                           losses=torch.stack([o.detach().cpu() for o in rec.losses]) if rec.losses else torch.empty(0), val=rec.smooth_loss.val.detach().cpu().clone()))
         with whole_file(self.file) as tmp: torch.save(state, tmp)
         for f in self.folder.glob("best-*.safetensors"):
@@ -462,7 +469,7 @@ class CheckpointCallback(Callback):
         "Name of the file with the best epoch's weights, or None"
         cb = getattr(self.learn, "best", None)
         if not isinstance(cb, BestCallback) or cb.weights is None: return None
-        name = f"best-{cb.best:05d}.safetensors"
+        name = f"best-{cb.best_epoch:05d}.safetensors"
         if not (self.folder/name).exists():
             with whole_file(self.folder/name) as tmp: save_file({k:v.contiguous() for k,v in cb.weights.items()}, tmp)
         return name
