@@ -46,7 +46,7 @@ def pointing_rows(
         for h,v in zip(hits.values(), values): h.append(v)
     return [{"method":k, "pointing game":round(torch.cat(v).mean().item(), 4), "images":len(idxs)} for k,v in hits.items()]
 
-# %% ../nbs/55_demo.ipynb #e498b417
+# %% ../nbs/55_demo.ipynb #15eb9aec
 def _train(data, out, explain, backbone, recipe, seed, epochs, say, quiet, kw):
     say(f"training {'MHEX' if explain else 'plain'} {backbone} on {data.name}, recipe {recipe}, seed {seed}")
     learn = mhex_learner(data, backbone, recipe=recipe, explain=explain, seed=seed, device="cpu", backbone_kw=kw or None)
@@ -110,7 +110,7 @@ def run_demo(
                       ("table", pointing)])] if pointing else []),
         ("Maps", [("image", out/"grid.png", "Each row: the image with the predicted class, maps of blocks from early to late, the fused map, its overlay, and Grad-CAM."),
                   ("text", "The paper's map shows where a class's positive evidence lies. It is raw: its scale means nothing across images.")]),
-        ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit above the map."),
+        ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit under the map."),
                   ("text", f"Largest difference between the mean of an exact map and its logit: {delta:.1e}.")]),
         ("Limits", [("text", "A saliency map shows where the evidence that the network used lies. It does not say that the network is right, nor why.")]),
     ], footer=f"{versions}; data {data.name}, recipe {recipe}, seed {seed}, backbone {backbone}")
