@@ -159,7 +159,7 @@ class Tap:
         self.clear()
         return out
 
-# %% ../nbs/10_adapt.ipynb #81859937
+# %% ../nbs/10_adapt.ipynb #fa3c682d
 def unwrap_logits(
     out, # What a network returned: tensor, tuple, dict, or an object with `logits`
 )->Tensor: # `b k`
@@ -189,6 +189,7 @@ class MHEX(nn.Module):
         self.units = nn.ModuleList(Unit(s.channels, config["n_classes"], config["pool"],
             None if config["rank"] is None else min(config["rank"], s.channels), config["gate_bias"]) for s in specs).to(ref.device, ref.dtype)
         self.taps = [Tap(s, u, weigh=self.mode=="train" and config["gate"]) for s,u in zip(specs, self.units)]
+        for t in self.taps: t.unit.gate.is_open = not t.weigh # a gate that weighs nothing reads 1
         self.classifier = adapter.classifier(backbone)
         self.head_logits,self._handles,self._features = None,Handles(),None
         for t in self.taps: t.hang(self._handles)

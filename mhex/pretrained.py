@@ -85,7 +85,7 @@ def create_backbone(
     if weights is not None: load_weights(model, weights)
     return model
 
-# %% ../nbs/13_pretrained.ipynb #0178edd1
+# %% ../nbs/13_pretrained.ipynb #c609cbe0
 def read_weights(
     path, # .safetensors, or what torch.save wrote (read as plain tensors, no code is run)
 )->dict:  # name -> tensor
@@ -108,7 +108,7 @@ def check_weights(
 ):
     "Raise unless names and shapes are the model's own"
     own = model.state_dict()
-    missing,extra = [k for k in own if k not in sd],[k for k in sd if k not in own]
+    missing,extra = [k for k in own if k not in sd and not k.endswith("num_batches_tracked")],[k for k in sd if k not in own]
     wrong = [f"{k} is {tuple(v.shape)}, here {tuple(own[k].shape)}" for k,v in sd.items() if k in own and v.shape!=own[k].shape]
     parts = [f"{len(o)} {w} ({'; '.join(o[:3])}{' …' if len(o)>3 else ''})" for w,o in [("missing",missing),("unknown",extra),("of another shape",wrong)] if o]
     if parts: raise ValueError(f"{what} is not from this architecture ({type(model).__name__}): {', '.join(parts)}")

@@ -24,7 +24,7 @@ from .adapt import MHEX
 from .core import Registry, class_weights
 from .hooks import evaluating
 
-# %% ../nbs/20_saliency.ipynb #7da9b50c
+# %% ../nbs/20_saliency.ipynb #82c80c23
 @dataclass(frozen=True)
 class Target:
     "What is explained, in the form that maps are made from"
@@ -41,9 +41,13 @@ class Target:
 
     def __getitem__(self, i): return replace(self, index=self.index[i], weights=None if self.weights is None else self.weights[i])
 
+def _computes(t):
+    "Whether a target is a function of the logits; pytorch-grad-cam's ClassifierOutputTarget is called too, but only names a class"
+    return callable(t) and type(t).__name__!="ClassifierOutputTarget"
+
 def _class_index(t, k, names):
     "One class as an index, or a clear error"
-    if hasattr(t, "category"): t = t.category # pytorch-grad-cam's ClassifierOutputTarget
+    if hasattr(t, "category"): t = t.category # ClassifierOutputTarget
     if isinstance(t, str):
         if not names: raise ValueError(f"target is the class name {t!r}, but the model has no class names: pass class_names= to attach or explain")
         if t not in names: raise ValueError(f"target is {t!r}; the classes are {', '.join(map(repr, names[:30]))}{' …' if len(names)>30 else ''}")
@@ -63,7 +67,7 @@ def make_target(
     b,k = logits.shape
     if isinstance(target, Target): return target
     if target is None: return Target(logits.argmax(1, keepdim=True), None, "predicted", False)
-    if callable(target) and not hasattr(target, "category"): return _linear_part(target, logits)
+    if _computes(target): return _linear_part([target]*b, logits)
     if isinstance(target, np.ndarray): target = torch.from_numpy(target)
     if isinstance(target, Tensor) and target.ndim:
         if target.is_floating_point() or target.dtype==torch.bool: raise TypeError(f"target is a {target.dtype} tensor; class indices are integers")
@@ -74,18 +78,24 @@ def make_target(
         return Target((target if many else target[:,None]).to(logits.device, torch.long), None, "given", many)
     if isinstance(target, (list,tuple)):
         if len(target)!=b: raise ValueError(f"target has {len(target)} entries, the batch has {b} samples")
+        if any(map(_computes, target)):
+            if not all(map(callable, target)): raise TypeError("target mixes functions of the logits with classes; give one or the other")
+            return _linear_part(target, logits)
         idx = [_class_index(t, k, class_names) for t in target]
     else: idx = [_class_index(target, k, class_names)]*b
     return Target(torch.tensor(idx, device=logits.device)[:,None], None, "given", False)
 
-def _linear_part(f, logits):
-    "Gradient of a callable with respect to the logits, sample by sample"
+def _linear_part(fs, logits):
+    "Gradient of callables, one a sample, with respect to the logits"
     with torch.enable_grad():
         p = logits.detach().requires_grad_()
-        total = sum(f(row) for row in p)
-        if not isinstance(total, Tensor) or total.ndim or total.grad_fn is None:
-            raise TypeError("a callable target takes one sample's logits (k,) and returns one number computed from them")
-        w, = torch.autograd.grad(total, p)
+        vs = [f(row) for f,row in zip(fs, p)]
+        for f,v in zip(fs, vs):
+            if isinstance(v, Tensor) and v.numel()==1 and v.grad_fn is not None: continue
+            got = f"a tensor of shape {tuple(v.shape)}" if isinstance(v, Tensor) and v.numel()!=1 else f"{type(v).__name__}, which does not depend on the logits"
+            raise TypeError(f"target {getattr(f, '__name__', type(f).__name__)} returned {got}; a callable target takes one sample's logits ({logits.shape[1]},) "
+                            "and returns one number computed from them")
+        w, = torch.autograd.grad(sum(v.sum() for v in vs), p)
     return Target(torch.full((len(logits),1), -1, device=logits.device), w[:,None], "given", False)
 
 # %% ../nbs/20_saliency.ipynb #ec8aa972

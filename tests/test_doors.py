@@ -99,3 +99,25 @@ def test_quantus(model, x):
     with pytest.raises(ValueError, match="model is on cpu"): mhex.quantus_explain(model, x.numpy(), y, device="cuda")
     with pytest.raises(TypeError, match="nr_channels"): mhex.quantus_explain(model, x.numpy(), y, nr_channels=3)
     with pytest.raises(ValueError, match="sample 1"): mhex.quantus_explain(model, np.where(np.arange(3)[:, None, None, None] == 1, np.nan, x.numpy()), y)
+
+
+def test_explain_takes_the_librarys_targets_for_what_they_compute(model, x):
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget, RawScoresOutputTarget
+    exp = mhex.explain(model, x)
+    def maps(t): return exp.map(t, kind="exact")
+    hard, soft = maps(2), maps(lambda p: p.softmax(-1)[2])
+    assert not torch.allclose(hard, soft)
+    for t in (ClassifierOutputTarget(2), [ClassifierOutputTarget(2)]*3, [2, ClassifierOutputTarget(2), "owl"]): assert torch.equal(maps(t), hard)
+    for t in (ClassifierOutputSoftmaxTarget(2), [ClassifierOutputSoftmaxTarget(2)]*3): assert_close(maps(t), soft)
+    # the record says which is a class and which a function of the logits
+    assert mhex.explain(model, x, ClassifierOutputTarget(2)).target.tolist() == [2]*3
+    assert mhex.explain(model, x, ClassifierOutputSoftmaxTarget(2)).target.tolist() == [-1]*3
+    # one of each: every sample has its own
+    mixed = maps([ClassifierOutputTarget(2), ClassifierOutputSoftmaxTarget(2), lambda p: p[0]-p[3]])
+    assert_close(mixed, torch.stack([hard[0], soft[1], (maps(0)-maps(3))[2]]))
+    assert_close(mhex.explain(model, x, [lambda p: p[0], lambda p: p[1], lambda p: p[:1]]).map(kind="exact"), maps([0, 1, 0]))
+    with pytest.raises(TypeError, match="mixes functions of the logits with classes"): maps([0, ClassifierOutputSoftmaxTarget(2), 1])
+    with pytest.raises(TypeError, match=r"RawScoresOutputTarget returned a tensor of shape \(4,\)"): maps(RawScoresOutputTarget())
+    with pytest.raises(TypeError, match="does not depend on the logits"): maps([lambda p: p[0], lambda p: 1., lambda p: p[0]])
+    with pytest.raises(ValueError, match="2 entries, the batch has 3"): maps([ClassifierOutputSoftmaxTarget(2)]*2)
+    with pytest.raises(ValueError, match="4 classes, 0 to 3"): maps(ClassifierOutputTarget(4))
