@@ -7,15 +7,17 @@ Docs: https://example.org/mhex/docs/cli.html.md"""
 # %% auto #0
 __all__ = ['demo_command', 'train_command', 'explain_command', 'bench_command', 'doctor_command', 'make_parser', 'main']
 
-# %% ../nbs/60_cli.ipynb #d4e21baf
+# %% ../nbs/60_cli.ipynb #8bfef9d1
 import argparse
 import os
+import re
+import shlex
 import sys
 import warnings
 from importlib import import_module, metadata
 from pathlib import Path
 
-# %% ../nbs/60_cli.ipynb #72e0bd9c
+# %% ../nbs/60_cli.ipynb #0a2da13c
 def _data_kw(a): return {k:v for k,v in dict(size=a.size, root=a.root, download=a.download or None).items() if v is not None}
 
 def demo_command(
@@ -30,14 +32,18 @@ def train_command(
     a, # Parsed arguments
 ):
     "Train one model and save it"
-    train,files = import_module("mhex.train"),import_module("mhex.files")
-    out = files.output_folder(a.out)
+    train,out = import_module("mhex.train"),Path(a.out)
+    if a.plain and (a.mode!="train" or a.targets!="labels"): raise ValueError("--plain trains the network alone; --mode and --targets mean nothing to it: leave them or --plain out")
+    if (out/"run"/train.CHECKPOINT).exists() and not (a.resume or a.overwrite):
+        raise ValueError(f"{a.out!r} holds a run already: --resume goes on with it, --overwrite replaces it, or choose another --out")
     data = import_module("mhex.data").load_data(a.data, seed=a.seed, **_data_kw(a))
     kw = dict(backbone=a.backbone, recipe=a.recipe, explain=not a.plain, seed=a.seed, pretrained=a.pretrained)
-    if a.weights: kw["backbone"] = import_module("mhex.pretrained").create_backbone(a.backbone, data.n_classes, data.channels, weights=a.weights)
+    width = {"width":a.width} if a.width else {}
+    if a.weights: kw["backbone"] = import_module("mhex.pretrained").create_backbone(a.backbone, data.n_classes, data.channels, weights=a.weights, **width)
+    elif width: kw["backbone_kw"] = width
     if not a.plain: kw.update(mode=a.mode, **({"targets":"backbone"} if a.targets=="backbone" else {}))
     learn = train.mhex_learner(data, **kw)
-    train.fit_recipe(learn, out/"run", resume=a.resume, epochs=a.epochs, overwrite=not a.resume, quiet=not sys.stderr.isatty())
+    train.fit_recipe(learn, out/"run", resume=a.resume, epochs=a.epochs, overwrite=a.overwrite, quiet=not sys.stderr.isatty())
     s = train.evaluate(learn, data, "test")
     print(f"test accuracy {s['accuracy']:.4f}, AUC {s['auc']:.4f}, {s['n']} images")
     if a.plain: print(f"wrote {out}/run: checkpoints and history.csv (the plain twin, for comparison)")
@@ -45,31 +51,43 @@ def train_command(
         learn.model.save_pretrained(out)
         print(f"wrote {out}: the model; run/history.csv. Next: mhex explain IMAGE --model {out}")
 
+def _folder_names(paths):
+    "A folder name for each image: its own without the ending, with a number where that is taken"
+    names = []
+    for p in paths:
+        name,n = p.stem,1
+        while name in names: name,n = f"{p.stem}_{n+1}",n+1
+        names.append(name)
+    return names
+
+def _printable(text): return str(text).encode("utf-8", "replace").decode() # file names may hold bytes that are no text
+
 def explain_command(
     a, # Parsed arguments
 ):
     "Explain image files with a saved model"
-    pre,data,viz,files = (import_module(f"mhex.{m}") for m in ("pretrained","data","viz","files"))
-    saliency,torch = import_module("mhex.saliency"),import_module("torch")
+    pre,data,saliency,files,torch = *(import_module(f"mhex.{m}") for m in ("pretrained","data","saliency","files")),import_module("torch")
     images = [Path(i) for i in a.images]
     for i in images:
         if not i.is_file(): raise FileNotFoundError(f"no image at {str(i)!r}")
     model = pre.from_pretrained(a.model)
-    p = model.preprocess
+    p,names = model.preprocess,model.class_names
     if p is None: raise ValueError(f"the model in {a.model!r} was saved without preprocessing (size, channels, mean, std): set model.preprocess and save it again")
+    mean,std = (torch.tensor(p[k])[:,None,None] for k in ("mean","std"))
+    target = a.target if a.target is None or a.target in (names or []) or not re.fullmatch(r"-?\d+", a.target) else int(a.target)
+    def read(i): return ((data.read_image(i, p["size"], p["channels"])-mean)/std)[None]
+    saliency.make_target(target, torch.zeros(1, model.n_classes), names) # one that does not exist, or an image that cannot be read, is said before anything is written
+    for i in images: read(i)
     out = files.output_folder(a.out)
-    stems = [i.stem for i in images]
-    for n,(i,stem) in enumerate(zip(images, stems)):
-        x = data.read_image(i, p["size"], p["channels"])
-        x = ((x-torch.tensor(p["mean"])[:,None,None])/torch.tensor(p["std"])[:,None,None])[None]
-        target = int(a.target) if a.target is not None and a.target.lstrip("-").isdigit() else a.target
-        exp = saliency.explain(model, x, target)
-        folder = out/(stem if stems.count(stem)==1 else f"{stem}_{n}")
-        exp.save(folder, mean=p["mean"], std=p["std"], kind=a.kind, facts=dict(image=i.name))
+    name = (lambda k: str(k) if names is None else names[k])
+    for i,folder in zip(images, _folder_names(images)):
+        exp = saliency.explain(model, read(i), target)
+        exp.save(out/folder, mean=p["mean"], std=p["std"], kind=a.kind, facts=dict(image=i.name))
         best,t = int(exp.logits.argmax()),int(exp.target[0])
-        name = (lambda k: str(k) if model.class_names is None else model.class_names[k])
         told = "" if t==best else f"; explained: {name(t)} {exp.probs[0,t]:.1%}"
-        print(f"{i.name}: {name(best)} {exp.probs[0,best]:.1%}{told}; completeness delta {float(exp.completeness_delta):.1e}; wrote {folder}")
+        exact = exp.prediction_weights is not None or exp.features is not None
+        delta = f"completeness delta {float(exp.completeness_delta):.1e}" if exact else "no exact map of this backbone's own logit"
+        print(_printable(f"{i.name}: {name(best)} {exp.probs[0,best]:.1%}{told}; {delta}; wrote {out/folder}"))
 
 def bench_command(
     a, # Parsed arguments
@@ -99,17 +117,28 @@ def doctor_command(
         print(f"  {label}: {v}")
     gpu = f"{torch.cuda.device_count()} GPU ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "no GPU (everything works, training is slower)"
     print(f"devices: {gpu}; {torch.get_num_threads()} CPU threads")
-    print("data: digits and shapes are built in; looked for the rest in "+", ".join(str(f) for f in data.data_folders(a.root)))
+    env,root = os.environ.get("MHEX_DATA"),"" if a.root is None else f" --root {shlex.quote(a.root)}"
+    print(f"data: digits and shapes are built in; MHEX_DATA is {env or 'not set'}; looked for the rest in "+", ".join(str(f) for f in data.data_folders(a.root)))
     for name in [n for n in data.data_names() if n not in ("digits","shapes","cifar10")]:
         f = data.find_data(f"{name}.npz", a.root)
-        print(f"  {name}: {f or 'missing: mhex demo --data '+name+' --download'}")
+        print(f"  {name}: {f or f'missing: mhex demo --data {name} --download{root}'}")
     f = data.find_data("cifar10_jpeg_subset.zip", a.root)
-    print(f"  cifar10: {f or 'missing: put cifar10_jpeg_subset.zip in $MHEX_DATA/cifar10'}")
+    print(f"  cifar10: {f or 'missing: put cifar10_jpeg_subset.zip in '+(a.root or '$MHEX_DATA/cifar10')}")
     import_module("mhex.files").output_folder(".")
     print("this folder can be written to")
     if missing: raise RuntimeError(f"required packages are missing: pip install {' '.join(missing)}")
 
-# %% ../nbs/60_cli.ipynb #bc4db3f8
+# %% ../nbs/60_cli.ipynb #ea97f8b9
+class _Parser(argparse.ArgumentParser):
+    def error(self, message): self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` shows examples)\n")
+
+def _whole(least):
+    "Reader of a whole number from `least` up"
+    def read(text):
+        if not re.fullmatch(r"\d+", text) or int(text)<least: raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
+        return int(text)
+    return read
+
 def _command(sub, name, f, examples):
     p = sub.add_parser(name, help=f.__doc__, description=f.__doc__+".", epilog="examples:\n"+"\n".join(f"  {e}" for e in examples),
                        formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,47 +147,49 @@ def _command(sub, name, f, examples):
 
 def _data_options(p, default):
     p.add_argument("--data", default=default, help=f"digits, shapes, cifar10, a MedMNIST name, or an image folder (default {default})")
-    p.add_argument("--size", type=int, help="side of the images, px")
+    p.add_argument("--size", type=_whole(1), help="side of the images, px")
     p.add_argument("--root", help="folder with the data; default: $MHEX_DATA, then the library's own")
     p.add_argument("--download", action="store_true", help="get a MedMNIST set if it is missing")
     p.add_argument("--backbone", default="resnet18_28", help="e.g. resnet18_28, resnet18, timm/resnet18 (default resnet18_28)")
     p.add_argument("--recipe", default="quick", help="quick, mhex-paper, mhex-imagenet, medmnist-v2, medmnist-plus (default quick)")
-    p.add_argument("--epochs", type=int, help="default: the recipe's")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--width", type=_whole(1), help="channels of the first stage of resnet18_28 (default: the recipe's)")
+    p.add_argument("--epochs", type=_whole(1), help="passes over the training images (default: the recipe's)")
+    p.add_argument("--seed", type=_whole(0), default=0, help="of weights, splits, order and augmentation (default 0)")
 
 def make_parser()->argparse.ArgumentParser:
     "The parser of the `mhex` command"
-    parser = argparse.ArgumentParser("mhex", description="Multi-Head Explainer: saliency maps that add up to the logit, from one forward pass.",
+    parser = _Parser("mhex", description="Multi-Head Explainer: saliency maps that add up to the logit, from one forward pass.",
         epilog="examples:\n  mhex demo\n  mhex demo --data shapes\n  mhex doctor", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"mhex {import_module('mhex').__version__}")
     sub = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     p = _command(sub, "demo", demo_command, ["mhex demo", "mhex demo --data shapes --out shapes-demo", "mhex demo --data breastmnist --download"])
     _data_options(p, "digits")
     p.add_argument("--out", default="mhex-demo", help="folder for the results (default mhex-demo)")
-    p.add_argument("--width", type=int, help="channels of the first stage of resnet18_28")
     p.add_argument("--no-plain", action="store_true", help="leave the plain twin out")
     p = _command(sub, "train", train_command, ["mhex train --data digits --out model", "mhex train --data digits --out model --resume",
         "mhex train --data cifar10 --backbone cifar_resnet20 --weights resnet20-12fca82f.th --mode probe --out probe"])
     _data_options(p, "digits")
     p.add_argument("--out", required=True, help="folder for the model")
-    p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    again = p.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    again.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     p.add_argument("--mode", choices=["train","probe"], default="train", help="probe: the backbone stays as it is, only heads learn")
     p.add_argument("--targets", choices=["labels","backbone"], default="labels", help="what heads learn in probe mode")
     p.add_argument("--weights", help="weight file for the backbone")
     p.add_argument("--pretrained", action="store_true", help="torchvision's or timm's own weights")
     p.add_argument("--plain", action="store_true", help="train the plain twin instead")
     p = _command(sub, "explain", explain_command, ["mhex explain scan.png --model mhex-demo/model", "mhex explain a.png b.png --model model --target malignant --kind exact"])
-    p.add_argument("images", nargs="+", metavar="IMAGE")
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="image file; each gets a folder in --out")
     p.add_argument("--model", required=True, help="folder that `mhex train` or save_pretrained wrote")
-    p.add_argument("--target", help="class name or index (default: the predicted class); every class is saved in any case")
+    p.add_argument("--target", help="class name, or index where no class is called so (default: the predicted class); every class is saved in any case")
     p.add_argument("--kind", choices=["paper","exact"], default="paper", help="kind of the fused map")
     p.add_argument("--out", default="mhex-explain", help="folder for the results (default mhex-explain)")
     p = _command(sub, "bench", bench_command, ["mhex bench latency", "mhex bench latency --models resnet18_28 --rounds 10 --no-peers"])
-    p.add_argument("what", choices=["latency"])
-    p.add_argument("--models", nargs="+", default=["resnet18","resnet50","resnet18_28"])
-    p.add_argument("--batches", nargs="+", type=int, default=[1,16])
-    p.add_argument("--rounds", type=int, default=30)
-    p.add_argument("--threads", type=int)
+    p.add_argument("what", choices=["latency"], help="what is measured")
+    p.add_argument("--models", nargs="+", default=["resnet18","resnet50","resnet18_28"], help="backbones (default resnet18 resnet50 resnet18_28)")
+    p.add_argument("--batches", nargs="+", type=_whole(1), default=[1,16], help="images at a time (default 1 16)")
+    p.add_argument("--rounds", type=_whole(1), default=30, help="pairs of timings for each ratio (default 30)")
+    p.add_argument("--threads", type=_whole(1), help="CPU threads (default: PyTorch's own choice)")
     p.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     p.add_argument("--no-training", action="store_true", help="leave training steps out")
     p.add_argument("--memory", action="store_true", help="memory over 1,000 explanations too")
@@ -168,6 +199,8 @@ def make_parser()->argparse.ArgumentParser:
     for c in sub.choices.values(): c.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     return parser
 
+_fastai_said = re.compile(r"^Exception occured in `\w+` when calling event `\w+`:\s*") # put before every error inside a callback
+
 def main(
     argv=None, # Words after `mhex`; None: the command line's
 )->int:        # Exit code: 0 done, 2 wrong input, 130 interrupted
@@ -176,10 +209,10 @@ def main(
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning) # fastai's own, at import
     try: a.command(a)
     except KeyboardInterrupt:
-        print("mhex: interrupted; `mhex train … --resume` goes on where a training run stopped", file=sys.stderr)
+        print("mhex: interrupted"+(f"; the same command with --resume goes on where it stopped, in {a.out}" if a.command is train_command else ""), file=sys.stderr)
         return 130
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as e:
         if a.debug or os.environ.get("MHEX_DEBUG"): raise
-        print(f"mhex: error: {e}", file=sys.stderr)
+        print(f"mhex: error: {_fastai_said.sub('', str(e))}", file=sys.stderr)
         return 2
     return 0

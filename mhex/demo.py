@@ -46,13 +46,7 @@ def pointing_rows(
         for h,v in zip(hits.values(), values): h.append(v)
     return [{"method":k, "pointing game":round(torch.cat(v).mean().item(), 4), "images":len(idxs)} for k,v in hits.items()]
 
-# %% ../nbs/55_demo.ipynb #15eb9aec
-def _train(data, out, explain, backbone, recipe, seed, epochs, say, quiet, kw):
-    say(f"training {'MHEX' if explain else 'plain'} {backbone} on {data.name}, recipe {recipe}, seed {seed}")
-    learn = mhex_learner(data, backbone, recipe=recipe, explain=explain, seed=seed, device="cpu", backbone_kw=kw or None)
-    fit_recipe(learn, epochs=epochs, quiet=quiet)
-    return learn.model.eval()
-
+# %% ../nbs/55_demo.ipynb #3bf03bc5
 def _save_rows(rows, path):
     with whole_file(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
@@ -75,12 +69,16 @@ def run_demo(
 )->dict:                     # What `results.json` holds
     "Train a network and its MHEX twin with one seed, explain test images, write everything to a folder"
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
-    out = output_folder(out)
     if isinstance(data, (str,Path)): data = load_data(str(data), seed=seed, **data_kw)
-    nets = {n:_train(data, out, n=="MHEX", backbone, recipe, seed, epochs, say, quiet or not sys.stderr.isatty(), backbone_kw)
-            for n in (["plain","MHEX"] if plain else ["MHEX"])}
-    model,twin = nets["MHEX"],nets.get("plain")
-    scores = {n:evaluate(m, data, "test") for n,m in nets.items()}
+    learners = {n:mhex_learner(data, backbone, recipe=recipe, explain=n=="MHEX", seed=seed, device="cpu", backbone_kw=backbone_kw or None)
+                for n in (["plain","MHEX"] if plain else ["MHEX"])}
+    out = output_folder(out) # what can be wrong is known by now, and no time is spent yet
+    for n,learn in learners.items():
+        say(f"training {n} {backbone} on {data.name}, recipe {recipe}, seed {seed}")
+        fit_recipe(learn, epochs=epochs, quiet=quiet or not sys.stderr.isatty())
+        learn.model.eval()
+    model,twin = (learners[n].model if n in learners else None for n in ("MHEX","plain"))
+    scores = {n:evaluate(l, data, "test") for n,l in learners.items()}
     rows = [{"model":n, "test accuracy":round(s["accuracy"], 4), "test AUC":round(s["auc"], 4), "images":s["n"]} for n,s in scores.items()]
     say("\n"+_table(rows))
     pointing = pointing_rows(data, model, twin) if data.has_masks else []

@@ -54,18 +54,7 @@ class CaptumDoor:
         out = (m,) if in_tuple else m # what comes in a tuple goes out in one, as in Captum
         return (out, mean-exp.targets.rows(exp.logits[...,None])[:,0,0]) if return_convergence_delta else out
 
-# %% ../nbs/24_doors.ipynb #df4a0b1b
-def _grad_cam_targets(targets, b):
-    "pytorch-grad-cam's list of callables in a form that `make_target` takes"
-    if targets is None or isinstance(targets, (str,int,Tensor,np.ndarray)): return targets
-    if not isinstance(targets, (list,tuple)): targets = [targets]*b
-    if len(targets)!=b: raise ValueError(f"targets has {len(targets)} entries, the batch has {b} images: give one each, or None for the predicted class")
-    if not any(map(callable, targets)): return targets
-    if all(type(t).__name__=="ClassifierOutputTarget" for t in targets): return [t.category for t in targets]
-    if not all(map(callable, targets)): raise TypeError("targets mixes callables with classes; give one or the other")
-    one = iter(targets)
-    return lambda logits: next(one)(logits)
-
+# %% ../nbs/24_doors.ipynb #2b6f5832
 class CAMDoor:
     "MHEX as a pytorch-grad-cam class; use it in a `with` block or without"
     def __init__(self,
@@ -98,7 +87,7 @@ class CAMDoor:
     )->np.ndarray:           # float32 `b h w`, each map from 0 to 1
         "Maps in [0,1]; `outputs` holds the logits"
         if aug_smooth or eigen_smooth: raise ValueError("aug_smooth and eigen_smooth belong to pytorch-grad-cam; this door does not have them")
-        exp = explain(self.model, input_tensor, _grad_cam_targets(targets, len(input_tensor)))
+        exp = explain(self.model, input_tensor, targets)
         if exp.targets.many: raise ValueError("targets asks for several classes an image; expected one each")
         self.outputs = exp.logits
         return exp.map(kind=self.kind, blocks=self.blocks, normalize=self.normalize, **self.settings).cpu().numpy().astype(np.float32)

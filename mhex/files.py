@@ -13,7 +13,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/03_files.ipynb #b18402a2
+# %% ../nbs/03_files.ipynb #7bc37971
 def output_folder(
     folder, # Path; made with its parents if missing
 )->Path:
@@ -32,6 +32,7 @@ def whole_file(
 ):
     "Yield a temporary path beside `path`; move it there when the block ends well, remove it when not"
     path = Path(path)
+    if not path.parent.is_dir(): raise FileNotFoundError(f"cannot write {str(path)!r}: {str(path.parent)!r} is not a folder; make it first, or choose another one")
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield tmp

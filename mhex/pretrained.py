@@ -85,7 +85,7 @@ def create_backbone(
     if weights is not None: load_weights(model, weights)
     return model
 
-# %% ../nbs/13_pretrained.ipynb #c609cbe0
+# %% ../nbs/13_pretrained.ipynb #dc6d95cd
 def read_weights(
     path, # .safetensors, or what torch.save wrote (read as plain tensors, no code is run)
 )->dict:  # name -> tensor
@@ -94,7 +94,8 @@ def read_weights(
     if not path.is_file(): raise FileNotFoundError(f"no weight file at {str(path)!r}")
     try: sd = load_file(path) if path.suffix==".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path.name} cannot be read as weights ({type(e).__name__}: {str(e).splitlines()[0][:120]}); it is truncated or of another format") from e
+        why = f": {e}" if isinstance(e, SafetensorError) else "" # torch's own text advises to run whatever code the file holds
+        raise ValueError(f"{path.name} cannot be read as weights ({type(e).__name__}{why}); it is truncated or of another format: get or save it again") from e
     for key in ("state_dict","model"):
         if isinstance(sd, dict) and isinstance(sd.get(key), dict): sd = sd[key]
     if not isinstance(sd, dict) or not sd or not all(isinstance(v, torch.Tensor) for v in sd.values()):
@@ -123,7 +124,7 @@ def load_weights(
     model.load_state_dict(sd)
     return model
 
-# %% ../nbs/13_pretrained.ipynb #408fa9d8
+# %% ../nbs/13_pretrained.ipynb #b4e6f9c7
 SCHEMA = 1
 CONFIG,WEIGHTS = "config.json","model.safetensors"
 
@@ -136,8 +137,9 @@ def save_pretrained(
     out = output_folder(folder)
     config = dict(schema_version=SCHEMA, mhex_version=import_module("mhex").__version__, backbone=model.source, adapter=model.adapter.name,
                   blocks=model.block_names, attach=model.config, preprocess=model.preprocess)
-    with whole_file(out/WEIGHTS) as tmp: save_file({k:v.contiguous() for k,v in model.state_dict().items()}, tmp)
-    with whole_file(out/CONFIG) as tmp: tmp.write_text(json.dumps(config, indent=1)+"\n", encoding="utf-8")
+    with whole_file(out/WEIGHTS) as weights, whole_file(out/CONFIG) as text: # both or neither
+        save_file({k:v.contiguous() for k,v in model.state_dict().items()}, weights)
+        text.write_text(json.dumps(config, indent=1)+"\n", encoding="utf-8")
 
 def read_config(
     folder, # Written by `save_pretrained`
@@ -151,6 +153,8 @@ def read_config(
     if not isinstance(config, dict) or config.get("schema_version")!=SCHEMA:
         v = config.get("schema_version") if isinstance(config, dict) else None
         raise ValueError(f"{CONFIG} in {str(folder)!r} has schema_version {v!r}, this version of mhex reads {SCHEMA}")
+    if lacks := [k for k in ("backbone","attach","preprocess") if k not in config]:
+        raise ValueError(f"{CONFIG} in {str(folder)!r} lacks {', '.join(lacks)}; it was edited, or is not from save_pretrained")
     return config
 
 def from_pretrained(

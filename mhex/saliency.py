@@ -6,9 +6,9 @@ Docs: https://example.org/mhex/docs/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['NORMALIZE', 'map_kinds', 'CLASSIFIER', 'Target', 'make_target', 'resize_sum', 'resize_maps', 'normalize_maps',
-           'PaperMap', 'ExactMap', 'author_settings', 'Explanation', 'explain']
+           'PaperMap', 'ExactMap', 'author_settings', 'Explanation', 'check_images', 'explain']
 
-# %% ../nbs/20_saliency.ipynb #b31d5fbe
+# %% ../nbs/20_saliency.ipynb #86548d09
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from numbers import Integral
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .adapt import MHEX
 from .core import Registry, class_weights
@@ -354,29 +354,38 @@ class Explanation:
         b,k = self.logits.shape
         return f"Explanation of {b} input{'s' if b!=1 else ''}, {k} classes, {len(self.records)} blocks, target {self.target_from}"
 
-# %% ../nbs/20_saliency.ipynb #212f93d0
-def _check_images(model, x):
-    if not isinstance(model, MHEX): raise TypeError(f"model is {type(model).__name__}; expected what mhex.attach or mhex.from_pretrained returned")
+# %% ../nbs/20_saliency.ipynb #27aab167
+def check_images(
+    x,                  # Images, normalised, `b c h w`
+    net:nn.Module,      # The network that they are for
+    channels:bool=True, # Check their number too: its first convolution in the order of definition is the first that runs
+):
+    "Raise unless a network can take these images"
     if not isinstance(x, Tensor): raise TypeError(f"x is {type(x).__name__}; expected a float tensor of images, (b, c, h, w)")
     if x.ndim!=4: raise ValueError(f"x has shape {tuple(x.shape)}; expected (b, c, h, w)"+("; add the batch with x[None]" if x.ndim==3 else ""))
-    if not len(x): raise ValueError(f"x is an empty batch, shape {tuple(x.shape)}")
-    ref = next(model.backbone.parameters())
+    if not x.numel(): raise ValueError(f"x is an empty batch, shape {tuple(x.shape)}; expected at least one image of one pixel")
+    ref = next(net.parameters(), x)
     if not x.is_floating_point(): raise TypeError(f"x is {x.dtype}; scale images to 0-1 and normalise as in training, e.g. (x.float()/255-mean)/std")
     if ref.dtype!=x.dtype: raise TypeError(f"x is {x.dtype}, the model is in {ref.dtype}: explain in float32 or float64, with model and x alike (model.float(), x.float())")
-    if ref.dtype not in (torch.float32,torch.float64): raise TypeError(f"the model is in {ref.dtype}; maps need float32 or float64: model.float()")
     if ref.device!=x.device: raise ValueError(f"x is on {x.device}, the model on {ref.device}: move one, x.to({str(ref.device)!r})")
-    c = next((m.in_channels for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d)), x.shape[1])
-    if x.shape[1]!=c: raise ValueError(f"x has {x.shape[1]} channels, the model's first convolution takes {c}")
+    c = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), x.shape[1])
+    if channels and x.shape[1]!=c: raise ValueError(f"x has {x.shape[1]} channels, the model's first convolution takes {c}"+(f": load the images with channels={c}" if c in (1,3) else ""))
     lo,hi = x.aminmax() # one reading of x, which NaN comes through
     if not math.isfinite(hi-lo) and not x.isfinite().all():
         bad = (~x.isfinite()).flatten(1).any(1).nonzero()[:,0].tolist()
-        raise ValueError(f"x holds NaN or infinite values in sample{'s' if len(bad)>1 else ''} {', '.join(map(str, bad[:10]))}")
+        raise ValueError(f"x holds NaN or infinite values in sample{'s' if len(bad)>1 else ''} {', '.join(map(str, bad[:10]))}; "
+                         "leave these images out or mend them, e.g. x.nan_to_num()")
+
+def _check_model(model):
+    if not isinstance(model, MHEX): raise TypeError(f"model is {type(model).__name__}; expected what mhex.attach or mhex.from_pretrained returned")
+    t = next(model.backbone.parameters()).dtype
+    if t not in (torch.float32,torch.float64): raise TypeError(f"the model is in {t}; maps need float32 or float64: model.float()")
 
 def _classifier(model):
     "Weight, bias and norm of the backbone's own classifier, where its logit can be taken apart"
     s = model.classifier
     if s is None: return None
-    norm = None if s.norm is None or isinstance(s.norm, torch.nn.Identity) else (s.norm.weight.detach(), s.norm.bias.detach(), s.norm.eps)
+    norm = None if s.norm is None or isinstance(s.norm, nn.Identity) else (s.norm.weight.detach(), s.norm.bias.detach(), s.norm.eps)
     return s.linear.weight.detach(), None if s.linear.bias is None else s.linear.bias.detach(), norm
 
 @torch.no_grad()
@@ -387,7 +396,8 @@ def explain(
     class_names=None, # Names, one a class; None: the model's own
 )->Explanation:       # Holds each block's features: about two feature maps a block
     "One forward pass that explains every class"
-    _check_images(model, x)
+    _check_model(model)
+    check_images(x, model.backbone)
     names = list(class_names) if class_names is not None else model.class_names
     if names is not None and len(names)!=model.n_classes: raise ValueError(f"class_names has {len(names)} names, the model has {model.n_classes} classes")
     with evaluating(model): logits,records,features = model.record(x)

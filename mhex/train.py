@@ -10,7 +10,7 @@ __all__ = ['recipes', 'augments', 'CHECKPOINT', 'HISTORY', 'Recipe', 'get_recipe
            'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint',
            'CheckpointCallback', 'mhex_learner', 'fit_recipe', 'predict_split', 'evaluate', 'MHEXInterpretation']
 
-# %% ../nbs/31_train.ipynb #231d39cc
+# %% ../nbs/31_train.ipynb #2ee9e18c
 import csv, json, math, random, warnings
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -39,6 +39,7 @@ from .hooks import evaluating
 from .files import output_folder, whole_file
 from .losses import DeepSupervisionLoss
 from .pretrained import check_weights, create_backbone
+from .saliency import check_images
 
 # %% ../nbs/31_train.ipynb #68320334
 @dataclass(frozen=True)
@@ -240,9 +241,9 @@ def plain_strides(
     b,c,h,w = x.shape
     return x if x.stride()==(c*h*w,h*w,w,1) else x.clone(memory_format=torch.contiguous_format)
 
-# %% ../nbs/31_train.ipynb #98cfb8eb
+# %% ../nbs/31_train.ipynb #dd33f2d9
 class CheckBatchCallback(Callback):
-    "Labels and logits that do not fit each other are named before anything is computed from them"
+    "Images, labels and logits that do not fit each other are named before anything is computed from them"
     order = -8
     def __init__(self,
         n_classes:int,          # Classes in the data
@@ -253,7 +254,8 @@ class CheckBatchCallback(Callback):
 
     def before_batch(self):
         self.learn.xb = tuple(plain_strides(x) for x in self.learn.xb)
-        if self.fits: return # labels were seen already
+        if self.fits: return # all were seen already
+        check_images(self.learn.xb[0], self.learn.model, channels=isinstance(self.learn.model, MHEX))
         y,k = self.learn.yb[0],self.k
         if self.many:
             if y.ndim!=2 or y.shape[1]!=k: raise ValueError(f"labels have shape {tuple(y.shape)}; with several labels an image it is (b, {k}), 0 or 1 for each class")
@@ -367,7 +369,7 @@ class BestCallback(Callback):
     def after_fit(self):
         if self.weights is not None: self.learn.model.load_state_dict(self.weights)
 
-# %% ../nbs/31_train.ipynb #c075297e
+# %% ../nbs/31_train.ipynb #89910eda
 CHECKPOINT,HISTORY = "checkpoint.pt","history.csv"
 
 def _plain(o):
@@ -375,6 +377,8 @@ def _plain(o):
     if isinstance(o, dict): return type(o)((k,_plain(v)) for k,v in o.items())
     if isinstance(o, (list,tuple)): return type(o)(map(_plain, o))
     return o.item() if isinstance(o, np.generic) else o
+
+def _bare(t): return t.detach().cpu().clone().as_subclass(Tensor) # a plain network's losses are of fastai's own tensor class, which a safe reader refuses
 
 def read_checkpoint(
     path, # Written by `CheckpointCallback`
@@ -416,8 +420,8 @@ class CheckpointCallback(Callback):
         self.learn.history.file = self.folder/HISTORY
         if there and self.resume: return self._take_up(read_checkpoint(self.file))
         self.learn.history.rows = []
-        for f in [self.folder/HISTORY, *self.folder.glob("best-*.safetensors")]: f.unlink(missing_ok=True)
-        self.save(0, 0)
+        self.save(0, 0) # and with it the old run's best weights go
+        (self.folder/HISTORY).unlink(missing_ok=True)
 
     def _take_up(self, s):
         name,here = str(self.file),json.loads(json.dumps(self._facts()))
@@ -460,7 +464,7 @@ class CheckpointCallback(Callback):
             model=l.model.state_dict(), opt=_plain(l.opt.state_dict()), scaler=None if scaler is None else scaler.state_dict(), rng=rng_state(),
             callbacks={cb.name:{k:_plain(getattr(cb, k)) for k in type(cb).keeps} for cb in l.cbs if hasattr(type(cb), "keeps")},
             recorder=dict(lrs=list(map(float, rec.lrs)), iters=list(rec.iters), values=[_plain(list(v)) for v in rec.values], count=rec.smooth_loss.count,
-                          losses=torch.stack([o.detach().cpu() for o in rec.losses]) if rec.losses else torch.empty(0), val=rec.smooth_loss.val.detach().cpu().clone()))
+                          losses=_bare(torch.stack(list(rec.losses)) if rec.losses else torch.empty(0)), val=_bare(rec.smooth_loss.val)))
         with whole_file(self.file) as tmp: torch.save(state, tmp)
         for f in self.folder.glob("best-*.safetensors"):
             if f.name!=best: f.unlink()
@@ -481,7 +485,7 @@ def _difference(key, there, here):
         return f"{key} had {'; '.join(d[:3])}"
     return f"{key} was {there!r}, here it is {here!r}"
 
-# %% ../nbs/31_train.ipynb #1aa54bc5
+# %% ../nbs/31_train.ipynb #d1e4cd71
 def _data_facts(data, n_classes, multi_label):
     "(number of classes, class names or None, several labels?, preprocessing or None, name) of an `ImageData` or `DataLoaders`"
     if isinstance(data, ImageData): return data.n_classes,list(data.class_names),data.multi_label,data.preprocess,data.name
@@ -531,6 +535,7 @@ def _model(backbone, k, names, many, channels, r, explain, mode, seed, pretraine
         set_seed(seed)
         if isinstance(backbone, str): backbone = create_backbone(backbone, k, in_channels=channels, pretrained=pretrained, **{**r.backbone_kw.get(backbone, {}), **(backbone_kw or {})})
         elif not isinstance(backbone, nn.Module): raise TypeError(f"backbone is {type(backbone).__name__}; expected a name or a torch.nn.Module")
+        elif isinstance(backbone, MHEX): raise RuntimeError("backbone has MHEX attached already; give mhex.detach(model), the network alone")
         elif pretrained or backbone_kw: raise ValueError("pretrained= and backbone_kw= are for a backbone given by name; this one is a module, built already")
         if not explain: return backbone
         set_seed(seed, 1)
@@ -611,7 +616,7 @@ def fit_recipe(
 
 MHEXLearner.fit_recipe = fit_recipe
 
-# %% ../nbs/31_train.ipynb #589b65f3
+# %% ../nbs/31_train.ipynb #06556e7c
 def _batches(data, split, bs):
     if isinstance(data, ImageData):
         n = len(data[split])
@@ -636,9 +641,17 @@ def predict_split(
     model = getattr(model, "model", model) if isinstance(model, Learner) else model
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module or a learner")
     device = next(model.parameters()).device
-    with evaluating(model): got = [(unwrap_logits(model(x.to(device))).float().cpu(), y.cpu()) for x,y in _batches(data, split, bs)]
+    got = []
+    with evaluating(model):
+        for x,y in _batches(data, split, bs):
+            check_images(x := x.to(device), model, channels=isinstance(model, MHEX))
+            got.append((unwrap_logits(model(x)).float().cpu(), y.cpu()))
     if not got: raise ValueError(f"the {split} split is empty")
-    return tuple(torch.cat(o) for o in zip(*got))
+    logits,y = (torch.cat(o) for o in zip(*got))
+    if y.ndim==2 and y.shape!=logits.shape: raise ValueError(f"labels have shape {tuple(y.shape)}, the model gives {tuple(logits.shape)}; for one class an image they are ({len(y)},): y.squeeze(1)")
+    if y.ndim==1 and not 0<=y.min()<=y.max()<logits.shape[1]:
+        raise ValueError(f"labels run from {y.min().item():g} to {y.max().item():g}, the model has {logits.shape[1]} classes")
+    return logits,y
 
 def evaluate(
     model,            # An attached model, any other module, or a learner
@@ -648,10 +661,7 @@ def evaluate(
 )->dict:              # loss, accuracy, auc (fractions), n
     "Loss, accuracy and AUC on a split, as MedMNIST counts them"
     logits,y = predict_split(model, data, split, bs)
-    many = y.ndim==2
-    p,k = logits.double(),logits.shape[1]
-    if many and tuple(y.shape)!=tuple(p.shape): raise ValueError(f"labels have shape {tuple(y.shape)}, the model gives {tuple(p.shape)}")
-    if not many and not 0<=y.min()<=y.max()<k: raise ValueError(f"labels run from {int(y.min())} to {int(y.max())}, the model has {k} classes")
+    many,p = y.ndim==2,logits.double()
     loss = F.binary_cross_entropy_with_logits(p, y.double()) if many else F.cross_entropy(p, y)
     probs = p.sigmoid() if many else p.softmax(1)
     return dict(loss=loss.item(), accuracy=accuracy_score(probs, y, many), auc=auc_score(probs, y, many), n=len(y))

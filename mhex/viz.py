@@ -8,12 +8,13 @@ Docs: https://example.org/mhex/docs/viz.html.md"""
 __all__ = ['SIGNED', 'UNSIGNED', 'INK', 'MUTED', 'RIGHT', 'WRONG', 'MASK', 'SCHEMA', 'to_image', 'is_signed', 'overlay',
            'plot_explanation', 'plot_classes', 'read_history', 'plot_training', 'save_figure', 'save_explanation']
 
-# %% ../nbs/40_viz.ipynb #210db5c3
+# %% ../nbs/40_viz.ipynb #5dbad718
 import csv
 import json
 import math
 import textwrap
 import warnings
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def plot_training(
     axs[0].legend(fontsize=6, frameon=False, ncols=2, title="early heads are light" if heads else None, title_fontsize=6)
     return fig
 
-# %% ../nbs/40_viz.ipynb #4bbf0da9
+# %% ../nbs/40_viz.ipynb #f237e8ec
 def save_figure(
     fig,          # Closed afterwards
     path,         # .png
@@ -285,9 +286,10 @@ def save_explanation(
         target=exp.target.tolist(), target_from=exp.target_from, class_names=exp.class_names, blocks=exp.block_names, input_size=exp.input_size,
         multi_label=exp.multi_label, prediction_weights=exp.prediction_weights, completeness_delta=None if exact is None else exp.completeness_delta.tolist(),
         **({} if reason is None else {"no_exact_map":reason}), **(facts or {}))
-    with whole_file(out/"maps.npz") as tmp:
-        with open(tmp, "wb") as f: np.savez_compressed(f, **{k:v.detach().cpu().numpy() for k,v in arrays.items()})
-    save_figure(plot_explanation(exp, kind=kind, mean=mean, std=std, labels=labels, **settings), out/"explanation.png")
-    if exact is not None: save_figure(plot_classes(exp, None, mean=mean, std=std, labels=labels), out/"classes.png")
-    with whole_file(out/"manifest.json") as tmp: tmp.write_text(json.dumps(manifest, indent=1, default=str)+"\n", encoding="utf-8")
+    with ExitStack() as files: # all of them or none; the manifest comes last
+        new = (lambda name: files.enter_context(whole_file(out/name)))
+        new("manifest.json").write_text(json.dumps(manifest, indent=1, default=str)+"\n", encoding="utf-8")
+        with open(new("maps.npz"), "wb") as f: np.savez_compressed(f, **{k:v.detach().cpu().numpy() for k,v in arrays.items()})
+        save_figure(plot_explanation(exp, kind=kind, mean=mean, std=std, labels=labels, **settings), new("explanation.png"))
+        if exact is not None: save_figure(plot_classes(exp, None, mean=mean, std=std, labels=labels), new("classes.png"))
     return out

@@ -166,7 +166,7 @@ def reached(model): return {n: p.grad is not None and bool(p.grad.isfinite().all
 
 
 def test_gradients_reach_every_gate_and_head(case):
-    name, net, x, _ = case
+    name, net, x, plain = case
     weights, y = {k: v.clone() for k, v in net.state_dict().items()}, torch.tensor([0, 2])
     whole = name == "resnet18_28"  # elsewhere the trunk only passes gradients on, which takes half the time
     net.requires_grad_(whole)
@@ -186,13 +186,13 @@ def test_gradients_reach_every_gate_and_head(case):
             missed = [n for n, v in g.items() if not v and (whole or n.startswith("units."))]
             assert missed == ([] if not whole else ["backbone.linear.weight", "backbone.linear.bias"]) + [f"units.{units-1}.gate.offset"]  # no head comes after it
             assert sum(n.startswith("units.") for n in g) == units*(3+(pool != "gap")+(pool == "softmax"))
+    net.load_state_dict(weights)  # training mode moved the statistics
     net.requires_grad_(True).zero_grad()
-    with attached(net, "probe", "backbone", "gap") as model:
-        model.train()(x)
+    with attached(net.eval(), "probe", "backbone", "gap") as model:
+        assert torch.equal(model.train()(x), plain)
         mhex.DeepSupervisionLoss()(model.head_logits, y).backward()
         assert all(v == (n.startswith("units.") and "offset" not in n) for n, v in reached(model).items())
-    net.load_state_dict(weights)  # training mode moved the statistics
-    net.eval()
+    for k, v in net.state_dict().items(): assert torch.equal(v, weights[k]), k  # a frozen network's statistics stay
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/regnety_002", "timm/convnext_atto", "timm/efficientnet_b0"])
@@ -338,7 +338,8 @@ def test_paper_map_against_loops():
 @pytest.mark.parametrize("pool, rank", [("gap", None), ("softmax", 2), ("top", None)])
 def test_exact_map_against_loops(pool, rank):
     model, plain, x = tiny(pool, (8, 11), rank=rank)
-    exp, block_maps = mhex.explain(model, x), [mhex.explain(model, x).block_maps(y, "exact") for y in range(K)]
+    exp = mhex.explain(model, x)
+    block_maps = [exp.block_maps(y, "exact") for y in range(K)]
     for s in range(2):
         blocks = by_hand(model, plain, x[s], pool)
         for l, b in enumerate(blocks): assert_close(exp.head_logits[l, s], b[4], rtol=0, atol=1e-10)

@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/explainers/cam.html.md"""
 # %% auto #0
 __all__ = ['CAMView', 'gradcam', 'layercam']
 
-# %% ../../nbs/explainers/01_cam.ipynb #8c3c68b9
+# %% ../../nbs/explainers/01_cam.ipynb #f145ef19
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from ..adapt import MHEX, find_adapter, unwrap_logits
 from .base import Saliency, library, one_target, register_explainer
 from ..hooks import Handles, evaluating
-from ..saliency import make_target, resize_maps
+from ..saliency import check_images, make_target, resize_maps
 
 # %% ../../nbs/explainers/01_cam.ipynb #f9c204b0
 class CAMView(nn.Module):
@@ -56,13 +56,12 @@ class CAMView(nn.Module):
 
     def forward(self, x): return unwrap_logits(self.model(x))
 
-# %% ../../nbs/explainers/01_cam.ipynb #96d063f9
+# %% ../../nbs/explainers/01_cam.ipynb #bc7eaf8c
 def _cam(cls, model, x, target, layer, class_names):
     "One layer's raw map by a TorchCAM class"
     method = library("torchcam.methods", "torchcam", cls.lower())
-    if not isinstance(x, torch.Tensor) or x.ndim!=4 or not len(x) or not x.is_floating_point():
-        raise ValueError(f"x is {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}; expected a float tensor (b, c, h, w), b > 0")
     view,heads = CAMView(model, layer),getattr(model, "head_logits", None)
+    check_images(x, model, channels=view.block is not None)
     names = class_names if class_names is not None else getattr(model, "class_names", None)
     try:
         with torch.inference_mode(False), torch.enable_grad(), evaluating(model), view.watching(), getattr(method, cls)(view, view.layer) as cam:
