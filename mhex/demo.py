@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/demo.html.md"""
 # %% auto #0
 __all__ = ['pointing_rows', 'run_demo']
 
-# %% ../nbs/55_demo.ipynb #ba4ecc3c
+# %% ../nbs/55_demo.ipynb #2060744e
 import csv
 import json
 import sys
@@ -20,7 +20,7 @@ from .data import load_data
 from .explainers.base import explain_with
 from .files import output_folder, whole_file
 from .metrics import chance, pointing_game
-from .report import write_report
+from .report import cell_text, write_report
 from .saliency import explain
 from .train import evaluate, fit_recipe, mhex_learner
 from .viz import plot_classes, plot_explanation, save_figure
@@ -46,14 +46,26 @@ def pointing_rows(
         for h,v in zip(hits.values(), values): h.append(v)
     return [{"method":k, "pointing game":round(torch.cat(v).mean().item(), 4), "images":len(idxs)} for k,v in hits.items()]
 
-# %% ../nbs/55_demo.ipynb #3bf03bc5
+# %% ../nbs/55_demo.ipynb #5be6d266
 def _save_rows(rows, path):
     with whole_file(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
 
 def _table(rows):
-    width = {k:max(len(str(k)), *(len(str(r[k])) for r in rows)) for k in rows[0]}
-    return "\n".join("  ".join(str(v).ljust(width[k]) for k,v in r.items()) for r in [dict(zip(width, width)), *rows])
+    rows = [{k:cell_text(v) for k,v in r.items()} for r in rows]
+    width = {k:max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
+    return "\n".join("  ".join(v.ljust(width[k]) for k,v in r.items()).rstrip() for r in [dict(zip(width, width)), *rows])
+
+def _accuracy_text(data, twin):
+    n = ", ".join(f"{len(data[s])} {w}" for s,w in (("train","to train"),("valid","to validate"),("test","to test")))
+    how = ("Both networks started from the same weights and saw the same batches. One seed: differences of a point or two are within the spread between seeds." if twin is not None
+           else "One network and one seed; the plain twin to compare with was left out.")
+    return f"{data.name}: {n}, {data.n_classes} {'labels, several an image' if data.multi_label else 'classes'}. {how}"+(f" Note on the data: {data.note}." if data.note else "")
+
+def _grid_text(exp):
+    "What limits each map's sharpness"
+    if not exp.prediction_weights or any(exp.prediction_weights[:-1]): return "The paper's map adds blocks of every size; Grad-CAM knows the last block only."
+    return f"The paper's map adds blocks of every size. The exact map takes the logit apart where the last head reads it, and Grad-CAM looks at the last block too: a grid of {exp.records[-1].size[0]} by {exp.records[-1].size[1]}."
 
 def run_demo(
     data="digits",           # Name or image folder for `load_data`, or an `ImageData`
@@ -92,23 +104,23 @@ def run_demo(
     delta = float(exp.completeness_delta.max())
     say(f"\nexact maps add up to the logit within {delta:.1e} (float32, {len(some)} images)")
     norm = dict(mean=data.mean, std=data.std)
-    save_figure(plot_explanation(exp, range(len(some)), labels=None if data.multi_label else y, masks=data.test.masks[some] if masked else None,
+    save_figure(plot_explanation(exp, range(len(some)), labels=y, masks=data.test.masks[some] if masked else None,
                                  others={"Grad-CAM" if twin is None else "Grad-CAM (plain)":cam}, **norm), out/"grid.png")
-    save_figure(plot_classes(exp, list(range(min(3, len(some)))), **norm), out/"classes.png")
+    save_figure(plot_classes(exp, range(min(3, len(some))), labels=y, **norm), out/"classes.png")
     model.save_pretrained(out/"model")
-    exp.save(out/"explanation", facts=dict(seed=seed, data=data.name), **norm)
+    exp.save(out/"explanation", labels=y, facts=dict(seed=seed, data=data.name), **norm)
     versions = f"mhex {import_module('mhex').__version__}, torch {torch.__version__}"
     results = dict(data=data.name, recipe=recipe, seed=seed, backbone=backbone, scores=rows, pointing_game=pointing, completeness_delta=delta, versions=versions)
     with whole_file(out/"results.json") as tmp: tmp.write_text(json.dumps(results, indent=1)+"\n", encoding="utf-8")
     _save_rows(rows, out/"results.csv")
     write_report(out/"report.html", f"MHEX on {data.name}", [
-        ("Accuracy", [("text", "Both networks started from the same weights and saw the same batches. One seed: differences of a point or two are within the spread between seeds."),
-                      ("table", rows)]),
+        ("Accuracy", [("text", _accuracy_text(data, twin)), ("table", rows)]),
         *([("Does the map point at the object?", [("text", "Share of test images whose map has its maximum inside the ground-truth mask; chance is the mask's area."),
-                      ("table", pointing)])] if pointing else []),
-        ("Maps", [("image", out/"grid.png", "Each row: the image with the predicted class, maps of blocks from early to late, the fused map, its overlay, and Grad-CAM."),
-                  ("text", "The paper's map shows where a class's positive evidence lies. It is raw: its scale means nothing across images.")]),
-        ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit under the map."),
+                      ("table", pointing), ("text", _grid_text(exp))])] if pointing else []),
+        ("Maps", [("image", out/"grid.png", "Each row: the image with the predicted class, maps of blocks from early to late with what their own heads say, the fused map, its overlay, and "
+                   f"{'Grad-CAM' if twin is None else 'Grad-CAM of the plain network'}."+(" Outline: the object; cross: the map's maximum." if masked else "")),
+                  ("text", "The paper's map shows where a class's positive evidence lies. It is raw and every panel has a scale of its own, dark to bright: compare where, not how much.")]),
+        ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit below the map."),
                   ("text", f"Largest difference between the mean of an exact map and its logit: {delta:.1e}.")]),
         ("Limits", [("text", "A saliency map shows where the evidence that the network used lies. It does not say that the network is right, nor why.")]),
     ], footer=f"{versions}; data {data.name}, recipe {recipe}, seed {seed}, backbone {backbone}")

@@ -747,7 +747,7 @@ def most_confused(self:MHEXInterpretation,
     else: got = [(v[i],v[j],int(cm[i,j])) for i in range(len(v)) for j in range(len(v)) if i!=j]
     return sorted((o for o in got if o[2]>=min_val and o[2]>0), key=lambda o: -o[2])
 
-# %% ../nbs/31_train.ipynb #72db09c7
+# %% ../nbs/31_train.ipynb #60ef47fb
 def _table(ax, m, rows, cols, share, title):
     "One matrix as a picture with its numbers"
     shade = m/np.maximum(m.sum(1, keepdims=True), 1)
@@ -755,9 +755,9 @@ def _table(ax, m, rows, cols, share, title):
     for i in range(len(rows)):
         for j in range(len(cols)):
             ax.text(j, i, f"{shade[i,j]:.2f}" if share else f"{int(m[i,j])}", ha="center", va="center", fontsize=7, color="white" if shade[i,j]>.5 else "black")
-    ax.set_xticks(range(len(cols)), cols, rotation=90 if max(map(len, cols))>3 else 0, fontsize=7)
-    ax.set_yticks(range(len(rows)), rows, fontsize=7)
-    ax.set_title(title, fontsize=8)
+    ax.set_xticks(range(len(cols)), cols, rotation=90 if max(map(len, cols))>3 else 0, fontsize=7, parse_math=False) # names are not formulas
+    ax.set_yticks(range(len(rows)), rows, fontsize=7, parse_math=False)
+    ax.set_title(title, fontsize=8, parse_math=False)
 
 @patch
 def plot_confusion_matrix(self:MHEXInterpretation,
@@ -782,7 +782,7 @@ def plot_confusion_matrix(self:MHEXInterpretation,
     plt.close(fig)
     return fig
 
-# %% ../nbs/31_train.ipynb #23dbd530
+# %% ../nbs/31_train.ipynb #fc236ad1
 def _names(row, vocab, multi_label):
     "Class name of one label, or the names of all labels that are on"
     if not multi_label: return vocab[int(row)]
@@ -815,7 +815,7 @@ def plot_top_losses(self:MHEXInterpretation,
         if saliency: cell[1].imshow(maps[n], cmap="inferno", alpha=.55, vmin=0, vmax=1)
         p = self.preds[i] if self.multi_label else self.preds[i].max()
         chance = "" if self.multi_label else f" {p:.2f}"
-        cell[0].set_title(f"{_names(self.decoded[i], self.vocab, self.multi_label)[:18]}{chance}\ntrue {_names(self.targs[i], self.vocab, self.multi_label)[:18]}\nloss {losses[n]:.2f}", fontsize=6, loc="left")
+        cell[0].set_title(f"{_names(self.decoded[i], self.vocab, self.multi_label)[:18]}{chance}\ntrue {_names(self.targs[i], self.vocab, self.multi_label)[:18]}\nloss {losses[n]:.2f}", fontsize=6, loc="left", parse_math=False)
     fig.tight_layout(pad=.3)
     plt.close(fig)
     return fig

@@ -8,7 +8,7 @@ Docs: https://example.org/mhex/docs/viz.html.md"""
 __all__ = ['SIGNED', 'UNSIGNED', 'INK', 'MUTED', 'RIGHT', 'WRONG', 'MASK', 'SCHEMA', 'to_image', 'is_signed', 'overlay',
            'plot_explanation', 'plot_classes', 'read_history', 'plot_training', 'save_figure', 'save_explanation']
 
-# %% ../nbs/40_viz.ipynb #5dbad718
+# %% ../nbs/40_viz.ipynb #849f0670
 import csv
 import json
 import math
@@ -16,7 +16,9 @@ import textwrap
 import warnings
 from contextlib import ExitStack
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,8 +26,9 @@ import torch
 from matplotlib.colors import Normalize
 
 from .files import output_folder, whole_file
+from .saliency import Explanation
 
-# %% ../nbs/40_viz.ipynb #2891f4cb
+# %% ../nbs/40_viz.ipynb #0721a20b
 SIGNED,UNSIGNED = "RdBu_r","inferno"
 
 def to_image(
@@ -38,8 +41,9 @@ def to_image(
     if x.ndim!=3: raise ValueError(f"x has shape {tuple(x.shape)}; expected one image, (c, h, w)")
     if (mean is None)!=(std is None): raise ValueError("mean and std go together: give both or neither")
     if mean is not None:
-        if len(mean)!=len(x) or len(std)!=len(x): raise ValueError(f"mean has {len(mean)} and std {len(std)} values, the image has {len(x)} channels")
-        x = x*torch.tensor(std)[:,None,None]+torch.tensor(mean)[:,None,None]
+        mean,std = (torch.as_tensor(o, dtype=x.dtype).cpu() for o in (mean,std))
+        if mean.shape!=(len(x),) or std.shape!=(len(x),): raise ValueError(f"mean and std have shapes {tuple(mean.shape)} and {tuple(std.shape)}; the image has {len(x)} channels: give a list of {len(x)} each")
+        x = x*std[:,None,None]+mean[:,None,None]
     elif x.min()<0 or x.max()>1: x = (x-x.min())/(x.max()-x.min()).clamp(min=1e-8)
     x = x.clamp(0, 1)
     return (x[:3] if len(x)>=3 else x.mean(0, keepdim=True).expand(3,-1,-1)).permute(1,2,0).numpy()
@@ -64,6 +68,7 @@ def overlay(
     "Picture with evidence over it; where there is none the picture stays"
     m = torch.as_tensor(m).detach().float().cpu()
     if m.ndim!=2 or m.shape!=image.shape[:2]: raise ValueError(f"map has shape {tuple(m.shape)}, the image {image.shape[:2]}; ask for size='input'")
+    if not m.isfinite().all(): raise ValueError("map holds NaN or infinite values; there is nothing to draw")
     signed = is_signed(m) if signed is None else signed
     if not signed: m = m-m.min()
     top = m.abs().max().clamp(min=1e-12)
@@ -72,7 +77,7 @@ def overlay(
     a = (alpha*a)[...,None]
     return image*(1-a)+color*a
 
-# %% ../nbs/40_viz.ipynb #d56162c7
+# %% ../nbs/40_viz.ipynb #f2b9f2fd
 INK,MUTED,RIGHT,WRONG,MASK = "#1c1c1c","#6a6a6a","#1f5fa8","#b8410f","#35e0ff"
 
 def _bare(ax, head="", below="", color=MUTED, strong=False):
@@ -82,9 +87,15 @@ def _bare(ax, head="", below="", color=MUTED, strong=False):
     if head: ax.set_title(head, fontsize=8, color=INK, pad=4, parse_math=False)
     if below: ax.set_xlabel(below, fontsize=7, color=color, labelpad=3, linespacing=1.25, parse_math=False)
 
+def _cells(c): return 2.2 if east_asian_width(c) in "WF" else 1.9 if c in "WM@%" else 1.25 if c.isupper() else 1 # how wide a sign is, about
+
 def _short(name, width=18, lines=2):
     "A name that fits over or under a panel"
-    return "\n".join(textwrap.wrap(" ".join(str(name).split()), width, max_lines=lines, placeholder="…")) or "?"
+    text = " ".join(str(name).encode("utf-8", "replace").decode().split()) # a file's name may hold bytes that are no text
+    width = max(4, round(width*len(text)/max(1, sum(map(_cells, text)))))
+    got = textwrap.wrap(text, width)
+    if len(got)>lines: got[lines-1:] = [(got[lines-1] if len(got[lines-1])<width else got[lines-1][:width-1])+"…"]
+    return "\n".join(got) or "?"
 
 def _name(exp, k, width=18, lines=2): return _short(k if exp.class_names is None else exp.class_names[k], width, lines)
 
@@ -102,41 +113,75 @@ def _peak(ax, m):
     for color,width,size in (("black",3,8),("white",1.4,7)): ax.plot(x, y, "+", color=color, mew=width, ms=size)
 
 def _bar(fig, im, axs, label):
-    bar = fig.colorbar(im, ax=list(axs), fraction=.018, pad=.012, aspect=14)
+    bar,top = fig.colorbar(im, ax=list(axs), fraction=.018, pad=.012, aspect=14),im.norm.vmax
+    bar.set_ticks([-top,0,top], labels=[f"−{top:.3g}","0",f"{top:.3g}"])
     bar.ax.tick_params(labelsize=6.5, colors=MUTED, length=2); bar.outline.set_visible(False)
     bar.set_label(label, fontsize=7, color=MUTED)
 
 def _grid(rows, cols, scale, extra):
     fig,axs = plt.subplots(rows, cols, figsize=(scale*cols+.5, (scale+extra)*rows+.3), squeeze=False, layout="constrained", facecolor="white")
-    fig.get_layout_engine().set(w_pad=.03, h_pad=.03, wspace=.015, hspace=.015)
+    fig.get_layout_engine().set(w_pad=.04, h_pad=.05, wspace=.015, hspace=.01)
     return fig,axs
 
 def _indices(exp, index, most):
-    index = list(range(min(most, len(exp)))) if index is None else [index] if isinstance(index, (int,np.integer)) else [int(i) for i in index]
+    if not isinstance(exp, Explanation): raise TypeError(f"exp is {type(exp).__name__}; expected what mhex.explain returns")
+    try: index = list(range(min(most, len(exp)))) if index is None else [index] if isinstance(index, Integral) else list(index)
+    except TypeError: raise TypeError(f"index is {type(index).__name__}; expected the number of a sample, or a list of them") from None
     if not index: raise ValueError("index is empty; name at least one sample")
-    for i in index:
+    for n,i in enumerate(index):
+        if not isinstance(i, Integral) and not (isinstance(i, torch.Tensor) and not i.ndim and not i.is_floating_point()):
+            raise TypeError(f"index holds {type(i).__name__}; samples are counted in whole numbers")
+        index[n] = i = int(i)
         if not -len(exp)<=i<len(exp): raise ValueError(f"index holds {i}; the explanation has {len(exp)} samples")
     return index
+
+def _count(what, n):
+    if not isinstance(n, Integral) or n<1: raise ValueError(f"{what} is {n!r}; expected a whole number from 1 up")
+
+def _check_labels(labels, exp):
+    "Labels as a tensor `b`, or `b k` of 0 and 1, or None"
+    if labels is None: return None
+    b,k = exp.logits.shape
+    try: y = torch.as_tensor(labels).cpu()
+    except (TypeError,ValueError,RuntimeError): raise TypeError(f"labels are {type(labels).__name__} of something else than numbers; expected class indices, one a sample") from None
+    if tuple(y.shape) not in ((b,),(b,k)):
+        raise ValueError(f"labels have shape {tuple(y.shape)}; expected ({b},), a class index for each sample of the explanation, or ({b}, {k}) of 0 and 1")
+    if y.ndim==1 and not 0<=y.min()<=y.max()<k: raise ValueError(f"labels run from {y.min().item():g} to {y.max().item():g}; the model has {k} classes, 0 to {k-1}")
+    return y
+
+def _check_maps(what, maps, exp):
+    "Masks, or maps of another method, as a tensor `b h w`"
+    try: m = torch.as_tensor(maps).detach().cpu()
+    except (TypeError,ValueError,RuntimeError): raise TypeError(f"{what} is {type(maps).__name__}; expected a tensor, one map a sample") from None
+    want = (len(exp), *exp.input_size)
+    if tuple(m.shape)!=want: raise ValueError(f"{what} has shape {tuple(m.shape)}; expected {want}: one for each sample of the explanation, as large as the image")
+    return m
+
+def _check_masks(masks, exp):
+    if masks is None: return None
+    m = _check_maps("masks", masks, exp)
+    if m.dtype!=torch.bool: raise TypeError(f"masks are {m.dtype}; expected torch.bool: threshold them first, e.g. masks>=128")
+    return m
 
 def _true(labels, i):
     "Indices of the true classes of a sample; labels `b`, or `b k` of 0 and 1"
     if labels is None: return None
-    y = torch.as_tensor(labels)[i]
-    return y.nonzero().flatten().tolist() if y.ndim else [int(y)]
+    return labels[i].nonzero().flatten().tolist() if labels.ndim==2 else [int(labels[i])]
 
-def _verdict(exp, i, t, true):
-    "Lines under a picture, and their colour"
+def _verdict(exp, i, t, true, named=True):
+    "Lines under a picture, and their colour; `named`: with the true class's name"
     if t<0: return "target: a function\nof the logits",MUTED
     p = f"{_name(exp, t, 14, 1)}, {float(exp.probs[i,t]):.0%}"
     if true is None: return p,INK
     if t in true: return f"{p}\n✓ right",RIGHT
-    return f"{p}\n✗ wrong, is {_name(exp, true[0], 11, 1)+(' …' if len(true)>1 else '') if true else 'none'}",WRONG
+    if not named: return f"{p}\n✗ wrong",WRONG
+    return f"{p}\n✗ wrong, is {_name(exp, true[0], 10, 1)+(' …' if len(true)>1 else '') if true else 'none'}",WRONG
 
 def _signed(kind, settings, m): return settings.get("negative", 0)<0 if kind=="paper" else kind=="exact" or is_signed(m)
 
-def _number(v): return f"{v:+.1f}".replace("-", "−")
+def _number(v): return f"{v:+.{1 if abs(v)>=1 else 2}f}".replace("-", "−")
 
-# %% ../nbs/40_viz.ipynb #9e199f56
+# %% ../nbs/40_viz.ipynb #9d375d7e
 def _draw_other(ax, img, o, head, mask):
     ax.imshow(overlay(img, o, signed=False)); _bare(ax, head); _outline(ax, mask)
     if mask is not None: _peak(ax, o)
@@ -154,7 +199,10 @@ def plot_explanation(
     **settings,         # Of the kind
 ):                      # Figure: a row a sample (and target, where there are several)
     "Picture, blocks from early to late, fused map, overlay"
-    index,n,others = _indices(exp, index, 4),len(exp.records),others or {}
+    index,n = _indices(exp, index, 4),len(exp.records)
+    _count("max_blocks", max_blocks)
+    if others is not None and not isinstance(others, dict): raise TypeError(f"others is {type(others).__name__}; expected a dict, name -> maps (b, h, w)")
+    labels,masks,others = _check_labels(labels, exp),_check_masks(masks, exp),{o:_check_maps(f"others[{o!r}]", m, exp).float() for o,m in (others or {}).items()}
     shown = sorted({round(float(i)) for i in np.linspace(0, n-1, min(n, max_blocks))})
     fused,blocks = exp.map(kind=kind, **settings),exp.block_maps(kind=kind, **settings)
     signed = _signed(kind, settings, fused) # one colour map for all panels
@@ -163,7 +211,7 @@ def plot_explanation(
     fig,axs = _grid(len(rows), 3+len(shown)+len(others), 1.2, .3)
     for r,(row,(i,j)) in enumerate(zip(axs, rows)):
         head = (lambda text: text if r==0 else "")
-        img,t,mask = to_image(exp.x[i], mean, std),int(exp.targets.index[i,j]),None if masks is None else torch.as_tensor(masks[i]).cpu()
+        img,t,mask = to_image(exp.x[i], mean, std),int(exp.targets.index[i,j]),None if masks is None else masks[i]
         m,bs = one(fused, i, j).detach().float().cpu(),[one(blocks[l], i, j) for l in shown]
         limit = max(float(o.detach().abs().max()) for o in [m, *bs])+1e-12
         below,color = _verdict(exp, i, t, _true(labels, i))
@@ -177,11 +225,11 @@ def plot_explanation(
         over.imshow(overlay(img, m, signed, limit if signed else None)); _bare(over, head("over the image"))
         for a in (ax,over): _outline(a, mask)
         if mask is not None: _peak(ax, m)
-        for a,(name,o) in zip(rest, others.items()): _draw_other(a, img, torch.as_tensor(o[i]).detach().float().cpu(), head(_short(name, 20)), mask)
+        for a,(name,o) in zip(rest, others.items()): _draw_other(a, img, o[i], head(_short(name, 20)), mask)
         if signed: _bar(fig, im, row, "logits" if kind=="exact" else "raw")
     return fig
 
-# %% ../nbs/40_viz.ipynb #3abbddf8
+# %% ../nbs/40_viz.ipynb #20d46944
 def plot_classes(
     exp,                # `mhex.Explanation`
     index=0,            # Samples to draw: one or a list; None: the first four
@@ -193,13 +241,14 @@ def plot_classes(
     **settings,         # Of the kind
 ):                      # Figure: a row a sample, one colour scale a row
     "Every class side by side, from the one forward pass"
-    index,k = _indices(exp, index, 4),exp.logits.shape[1]
+    index,k,labels = _indices(exp, index, 4),exp.logits.shape[1],_check_labels(labels, exp)
+    _count("max_classes", max_classes)
     n,maps = min(k, max_classes),exp.maps(kind, **settings)
     fig,axs = _grid(len(index), 1+n, 1.05, .34 if n==k else .55)
     for r,(row,i) in enumerate(zip(axs, index)):
         show,best,true = sorted(exp.logits[i].topk(n).indices.tolist()),int(exp.logits[i].argmax()),_true(labels, i)
         row[0].imshow(to_image(exp.x[i], mean, std))
-        _bare(row[0], "image" if r==0 else "", *(_verdict(exp, i, best, true) if n==k else (f"{n} of {k} classes",MUTED)))
+        _bare(row[0], "image" if r==0 else "", *(_verdict(exp, i, best, true, named=False) if n==k else (f"{n} of {k} classes",MUTED)))
         limit = float(maps[i][show].detach().abs().max())+1e-12
         for ax,c in zip(row[1:], show):
             im = _panel(ax, maps[i,c], limit, True)
@@ -209,7 +258,14 @@ def plot_classes(
         _bar(fig, im, row, "logits" if kind=="exact" else "raw")
     return fig
 
-# %% ../nbs/40_viz.ipynb #bce56de8
+# %% ../nbs/40_viz.ipynb #ec1e291c
+def _check_history(rows, what):
+    "Rows of a training history, or a clear error"
+    whole = (lambda v: isinstance(v, (int,float)) and math.isfinite(v) and v==int(v))
+    if not rows or not all(isinstance(r, dict) and whole(r.get("epoch")) for r in rows):
+        raise ValueError(f"{what} holds no training history: it needs a column 'epoch' with whole numbers, and a row an epoch, as training writes history.csv")
+    return rows
+
 def read_history(
     path, # `history.csv` of a training run
 )->list:  # Of dicts, numbers as floats
@@ -219,15 +275,18 @@ def read_history(
     def number(v):
         try: return float(v)
         except (TypeError,ValueError): return v
-    with open(path, newline="", encoding="utf-8") as f: rows = [{k:number(v) for k,v in r.items()} for r in csv.DictReader(f)]
-    if not rows or "epoch" not in rows[0]: raise ValueError(f"{str(path)!r} holds no training history: it needs a column 'epoch' and a row an epoch")
-    return rows
+    try:
+        with open(path, newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    except (UnicodeDecodeError,csv.Error) as e: raise ValueError(f"{str(path)!r} cannot be read as CSV ({e})") from e
+    for n,r in enumerate(rows, 2):
+        if None in r or None in r.values(): raise ValueError(f"line {n} of {str(path)!r} has another number of values than the heading: the file was cut short or edited")
+    return _check_history([{k:number(v) for k,v in r.items()} for r in rows], repr(str(path)))
 
 def plot_training(
     rows, # Path of `history.csv`, or its rows
 ):        # Figure: losses left, validation accuracy right
     "Training curves, a line a head"
-    rows = rows if isinstance(rows, list) else read_history(rows)
+    rows = _check_history(rows, "rows") if isinstance(rows, list) else read_history(rows)
     heads = [k.removeprefix("loss ") for k in rows[0] if k.startswith("loss ")]
     epochs = [int(r["epoch"])+1 for r in rows]
     fig,axs = plt.subplots(1, 2, figsize=(8,2.8), layout="constrained", facecolor="white")
@@ -243,7 +302,8 @@ def plot_training(
         ax.tick_params(labelsize=7, colors=MUTED); ax.grid(alpha=.25, lw=.6)
         ax.xaxis.get_major_locator().set_params(integer=True)
         for s in ("top","right"): ax.spines[s].set_visible(False)
-    axs[0].legend(fontsize=6, frameon=False, ncols=2, title="early heads are light" if heads else None, title_fontsize=6)
+    if axs[0].lines:
+        for t in axs[0].legend(fontsize=6, frameon=False, ncols=2, title="early heads are light" if heads else None, title_fontsize=6).get_texts(): t.set_parse_math(False)
     return fig
 
 # %% ../nbs/40_viz.ipynb #f237e8ec

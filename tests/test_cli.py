@@ -338,7 +338,7 @@ def test_interrupted_training():
     "Ctrl-C to a process that trains: exit code 130, one line, whole files only, and a checkpoint to go on from"
     p = process("train", "--data", "digits", "--size", "8", "--width", "8", "--epochs", "1000", "--out", "long")
     try:
-        end = time.time()+90
+        end = time.time()+240
         history = Path("long/run/history.csv")  # two rows: the checkpoint after the first epoch is written by then
         while not (history.exists() and history.read_text().count("\n") > 2) and p.poll() is None and time.time() < end: time.sleep(.05)
         p.send_signal(signal.SIGINT)
