@@ -32,7 +32,7 @@ setup(
     packages=find_packages(include=[s["lib_path"], s["lib_path"] + ".*"]),
     include_package_data=True,
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={"text": lines("text_requirements"), "dev": lines("dev_requirements")},
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": [f"{s['lib_path']}={s['lib_path']}._modidx:d"],

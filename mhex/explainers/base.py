@@ -8,8 +8,9 @@ Docs: https://example.org/mhex/docs/explainers/base.html.md"""
 __all__ = ['explainers', 'register_explainer', 'Saliency', 'explainer_names', 'explainer', 'library', 'one_target',
            'explain_with', 'mhex_paper', 'mhex_exact']
 
-# %% ../../nbs/explainers/00_base.ipynb #2f7f03bc
+# %% ../../nbs/explainers/00_base.ipynb #db7cfd4c
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
@@ -55,10 +56,10 @@ class Saliency:
         how = "raw" if self.normalized is None else self.normalized
         return f"Saliency {tuple(self.map.shape)} by {self.method}, target {self.target_from}, {'signed' if self.signed else 'unsigned'}, {how}"
 
-# %% ../../nbs/explainers/00_base.ipynb #a128017c
+# %% ../../nbs/explainers/00_base.ipynb #208e821e
 explainers = Registry("explainer")
 register_explainer = explainers.register
-_BUILTIN = ["mhex.explainers.cam"] # modules of this package that register explainers when imported
+_BUILTIN = ["mhex.explainers.cam","mhex.explainers.text"] # modules of this package that register explainers when imported
 
 def explainer_names()->list: # Of str
     "Names of all explainers"
@@ -92,7 +93,7 @@ def one_target(
     if t.many: raise ValueError(f"target asks for {t.index.shape[1]} classes a sample; an explainer takes one, shape (b,): call it once a class")
     return t
 
-# %% ../../nbs/explainers/00_base.ipynb #20014997
+# %% ../../nbs/explainers/00_base.ipynb #4938fa28
 def _now(x):
     if x.is_cuda: torch.cuda.synchronize(x.device)
     return time.perf_counter()
@@ -100,19 +101,20 @@ def _now(x):
 def explain_with(
     name:str,        # See `explainer_names()`
     model:nn.Module, # A network, or an attached one
-    x:Tensor,        # Images, normalised, `b c h w`
+    x,               # Images, normalised, `b c h w`; for a text model its tokenizer's batch
     target=None,     # None (predicted) | int | list | tensor `b` | class name | callable
     **settings,      # Of the explainer
 )->Saliency:         # With its time in `seconds`
     "Explain a batch by the method of that name"
     f = explainer(name)
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(x, Tensor): raise TypeError(f"x is {type(x).__name__}; expected a float tensor of images, (b, c, h, w)")
-    start = _now(x)
+    ref = x.get("input_ids", x.get("pixel_values")) if isinstance(x, Mapping) else x # a batch of texts, or of an image processor
+    if not isinstance(ref, Tensor): raise TypeError(f"x is {type(x).__name__}; expected a float tensor of images, (b, c, h, w), or a tokenizer's batch of tensors")
+    start = _now(ref)
     s = f(model, x, target, **settings)
-    seconds = _now(x)-start
+    seconds = _now(ref)-start
     if not isinstance(s, Saliency): raise TypeError(f"explainer {name!r} returned {type(s).__name__}; it has to return a Saliency")
-    if len(s)!=len(x): raise ValueError(f"explainer {name!r} returned maps for {len(s)} samples, the batch has {len(x)}")
+    if len(s)!=len(ref): raise ValueError(f"explainer {name!r} returned maps for {len(s)} samples, the batch has {len(ref)}")
     return replace(s, method=name, seconds=seconds, settings=settings)
 
 # %% ../../nbs/explainers/00_base.ipynb #5892d2c4
