@@ -13,14 +13,18 @@ _HOME = {
     "losses": "DeepSupervisionLoss",
     "adapt": "attach detach Adapter BlockSpec register_adapter MHEX",
     "cnn": "SmallResNet",
+    "transformer": "token_smoothing",
     "pretrained": "create_backbone from_pretrained load_weights",
     "saliency": "explain Explanation author_settings map_kinds",
     "metrics": "",
     "explainers": "",
     "doors": "CaptumDoor CAMDoor quantus_explain",
+    "minibert": "mini_bert",
     "data": "load_data",
+    "textdata": "load_text",
     "train": "mhex_learner MHEXCallback MHEXInterpretation",
     "viz": "",
+    "tokens": "",
     "bench": "",
 }
 _NAMES = {name: mod for mod, names in _HOME.items() for name in names.split()}

@@ -6,10 +6,11 @@ Docs: https://example.org/mhex/docs/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['NORMALIZE', 'map_kinds', 'CLASSIFIER', 'Target', 'make_target', 'resize_sum', 'resize_maps', 'normalize_maps',
-           'PaperMap', 'ExactMap', 'author_settings', 'Explanation', 'check_images', 'explain']
+           'PaperMap', 'ExactMap', 'author_settings', 'WordMap', 'Explanation', 'check_images', 'explain']
 
-# %% ../nbs/20_saliency.ipynb #86548d09
+# %% ../nbs/20_saliency.ipynb #15b81fc0
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from .adapt import MHEX
 from .core import Registry, class_weights
 from .hooks import evaluating
+from .transformer import check_batch, check_tokenizer, cut_batch, early_layers, encode_texts, smoothing_weights, special_ids, text_tokens, token_smoothing
 
 # %% ../nbs/20_saliency.ipynb #82c80c23
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _linear_part(fs, logits):
         w, = torch.autograd.grad(sum(v.sum() for v in vs), p)
     return Target(torch.full((len(logits),1), -1, device=logits.device), w[:,None], "given", False)
 
-# %% ../nbs/20_saliency.ipynb #ec8aa972
+# %% ../nbs/20_saliency.ipynb #a2d2bc40
 @lru_cache(maxsize=512)
 def _resizer(n, to, dtype, device):
     "Matrix `to n` that resizes `n` pixels bilinearly (antialiased when shrinking), and the mean of its rows"
@@ -135,6 +137,7 @@ NORMALIZE = (None,"minmax","percentile","absmax")
 def normalize_maps(
     maps:Tensor,        # `... h w`
     how:str|None=None,  # None | "minmax": to 0-1 | "percentile": 1st to 99th to 0-1, under 0.1 to 0 (author, overlays) | "absmax": to -1..1, sign kept
+    valid:Tensor|None=None, # Places that count, `b n` bool with `n` = `h w`, for maps `b j h w`; the others stay 0. None: all
 )->Tensor:
     "Normalise each map by name; a constant map becomes 0"
     if how not in NORMALIZE: raise ValueError(f"normalize is {how!r}; expected one of {', '.join(map(repr, NORMALIZE))}")
@@ -142,12 +145,14 @@ def normalize_maps(
     f = maps.flatten(-2)
     if how=="absmax": f = f/f.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(f.dtype).tiny)
     else:
-        lo,hi = (f.amin(-1, keepdim=True),f.amax(-1, keepdim=True)) if how=="minmax" else (f.quantile(q, -1, keepdim=True) for q in (.01,.99))
+        if valid is not None: lo,hi = (f.masked_fill(~valid[:,None], torch.nan).nanquantile(q, -1, keepdim=True) for q in ((0.,1.) if how=="minmax" else (.01,.99)))
+        else: lo,hi = (f.amin(-1, keepdim=True),f.amax(-1, keepdim=True)) if how=="minmax" else (f.quantile(q, -1, keepdim=True) for q in (.01,.99))
         f = ((f-lo)/(hi-lo).clamp(min=torch.finfo(f.dtype).tiny)).clamp(0, 1)*(hi>lo)
+        if valid is not None: f = f*valid[:,None]
         if how=="percentile": f = f*(f>=.1)
     return f.unflatten(-1, maps.shape[-2:])
 
-# %% ../nbs/20_saliency.ipynb #5d6804f2
+# %% ../nbs/20_saliency.ipynb #5449df8d
 map_kinds = Registry("kind")
 
 @map_kinds.register("paper")
@@ -159,10 +164,10 @@ class PaperMap:
         positive:float=1.,     # Weight of positive evidence
         negative:float=0.,     # Weight of negative evidence: 0 leaves it out (non-negativity), -1 keeps it with its sign
         sharpness=0.,          # Least share of a channel: fraction, or (positive, negative)
-        alpha:float=.9,        # Depth decay, in (0,1]
+        alpha=.9,              # Depth decay, in (0,1]; or "smoothing": each layer weighs one less the mean cosine of its tokens, see `token_smoothing`
         features:str="gated",  # "gated": g*x + r, or "exact": x + r
     ):
-        if not 0<alpha<=1: raise ValueError(f"alpha is {alpha}; expected a number in (0,1]")
+        if alpha!="smoothing" and not (isinstance(alpha, (int,float)) and 0<alpha<=1): raise ValueError(f"alpha is {alpha!r}; expected a number in (0,1], or 'smoothing'")
         self.exp,self.alpha,self.features = exp,alpha,features
         self.settings = dict(positive=positive, negative=negative, sharpness=sharpness)
 
@@ -172,6 +177,9 @@ class PaperMap:
 
     def weights(self, blocks):
         if blocks is None: blocks = range(len(self.exp.records))
+        if self.alpha=="smoothing":
+            w = smoothing_weights(token_smoothing(self.exp))
+            return {i:w[i][:,None,None,None] for i in blocks}
         return {i:self.alpha**(len(self.exp.records)-1-i) for i in blocks}
 
 @map_kinds.register("exact")
@@ -199,11 +207,24 @@ def author_settings(
     "Settings of the paper's map that the author used for numbers"
     return dict(kind="paper", positive=1., negative=-1., sharpness=(min(1., 1/k+.1), .1), alpha=.9, features="gated")
 
-# %% ../nbs/20_saliency.ipynb #3acb7923
+# %% ../nbs/20_saliency.ipynb #41b96fb9
+@dataclass(frozen=True)
+class WordMap:
+    "The words of one text and what the map says of each"
+    text:list     # Strings, special tokens among them
+    scores:Tensor # `m`: one a word; `k m` for every class, 0 at special tokens
+    muted:list    # Whether it is a special token
+    joined:list   # Whether it follows the one before without a space
+    spans:list    # (first token, one past the last)
+
+    def __len__(self): return len(self.text)
+    def __iter__(self): return iter(zip(self.text, self.scores.movedim(-1, 0).tolist()))
+    def show(self): return dict(tokens=self.text, scores=self.scores, muted=self.muted, joined=self.joined)
+
 @dataclass(frozen=True)
 class Explanation:
     "One forward pass, and every map that can be drawn from it"
-    x:Tensor                 # The input, `b c h w`
+    x:object                 # The input: images `b c h w`, or the batch of a text model (a dict)
     logits:Tensor            # What the model predicts, `b k`
     head_logits:Tensor       # `l b k`
     targets:Target           # What is explained unless a map asks for another target
@@ -213,6 +234,7 @@ class Explanation:
     classifier:tuple|None    # (weight `k c`, bias `k` or None, norm (weight, bias, eps) or None)
     class_names:list|None    # One a class
     multi_label:bool         # Several labels a sample
+    text:object=None         # `TextTokens` of a text model; None for images
 
     @property
     def target(self):
@@ -229,14 +251,27 @@ class Explanation:
     def block_names(self): return [r.name for r in self.records]
 
     @property
-    def input_size(self): return tuple(self.x.shape[2:])
+    def input_size(self): return tuple(self.x.shape[2:]) if self.text is None else (self.text.ids.shape[1],)
+
+    @property
+    def valid(self):
+        "Which tokens are words, `b n` bool; None for images"
+        return None if self.text is None else self.text.valid
+
+    @property
+    def tokens(self):
+        "The tokens as strings, a list a text"
+        if self.text is None: raise RuntimeError("this is an explanation of images; tokens are of texts")
+        if self.text.tokens is None: raise RuntimeError("tokens need the tokenizer: pass tokenizer= to explain, or set model.tokenizer")
+        return self.text.tokens
 
     def __len__(self): return len(self.logits)
 
     def __getitem__(self, i):
         "The explanation of some samples: an index, slice or list"
         if isinstance(i, Integral): i = slice(i, i+1 or None)
-        return replace(self, x=self.x[i], logits=self.logits[i], head_logits=self.head_logits[:,i], targets=self.targets[i],
+        x = self.x[i] if self.text is None else {k:v[i] if isinstance(v, Tensor) else v for k,v in self.x.items()}
+        return replace(self, x=x, text=None if self.text is None else self.text[i], logits=self.logits[i], head_logits=self.head_logits[:,i], targets=self.targets[i],
                        records=[r[i] for r in self.records], features=None if self.features is None else self.features[i])
 
     def classifier_maps(self, target=None):
@@ -256,8 +291,12 @@ class Explanation:
         b = bias[:,None] if target is None else target.rows(bias[:,None])
         return maps+b[...,None]
 
-    def _blocks(self, blocks):
+    def _blocks(self, blocks, layers=None):
         n = len(self.records)
+        if layers is not None:
+            if blocks is not None: raise ValueError("blocks and layers are two names of the same choice; give one")
+            if isinstance(layers, str) and layers in ("all","early"): layers = None if layers=="all" else early_layers(n)
+            blocks = layers
         if blocks is None: return None
         if isinstance(blocks, (Integral,str)): blocks = [blocks]
         names,out = self.block_names,[]
@@ -276,20 +315,28 @@ class Explanation:
         except TypeError as e: raise TypeError(f"settings of kind={kind!r}: {e}") from None
 
     def _size(self, size, natives):
+        if self.text is not None:
+            if size not in ("input","native"): raise ValueError(f"size is {size!r}; the map of a text has one value a token: leave size out")
+            return max(natives)
         if size=="input": return self.input_size
         if size=="native": return max(natives)
         if isinstance(size, (tuple,list)) and len(size)==2 and all(isinstance(s, Integral) and s>0 for s in size): return tuple(size)
         raise ValueError(f"size is {size!r}; expected 'input', 'native' or (height, width) in pixels")
 
-    def _fuse(self, target, kind, blocks, size, normalize, settings):
+    def _edge(self, maps, normalize):
+        "What leaves: normalised by name, `b j n` for texts"
+        maps = normalize_maps(maps, normalize, self.valid)
+        return maps if self.text is None else maps[:,:,0]
+
+    def _fuse(self, target, kind, blocks, layers, size, normalize, settings):
         k = self._kind(kind, settings)
         by_size = {}
-        for i,w in k.weights(self._blocks(blocks)).items():
+        for i,w in k.weights(self._blocks(blocks, layers)).items():
             m = w*k.block(i if i is CLASSIFIER else self.records[i], target)
             s = tuple(m.shape[2:])
             by_size[s] = m if s not in by_size else by_size[s]+m # blocks of one size are summed before the one resize
         size = self._size(size, by_size)
-        return normalize_maps(resize_sum(by_size.values(), size, k.keeps_mean), normalize)
+        return self._edge(resize_sum(by_size.values(), size, k.keeps_mean), normalize)
 
     def _target(self, target): return self.targets if target is None else make_target(target, self.logits, self.class_names)
 
@@ -297,13 +344,14 @@ class Explanation:
         target=None,         # Another target than the explanation's own, in any form that `explain` takes
         kind:str="paper",    # "paper", "exact", or another registered kind
         blocks=None,         # None: all that the kind fuses; an index, a name, or a list of them (for "exact": sum of these heads' own logits)
-        size="input",        # "input" | "native" (the finest block's grid) | (h, w) in pixels
+        size="input",        # "input" | "native" (the finest block's grid) | (h, w) in pixels; texts have one value a token
         normalize=None,      # None | "minmax" | "percentile" | "absmax"
+        layers=None,         # Another name of `blocks`, which also takes "early" (the first quarter) and "all"
         **settings,          # Of the kind; for "paper": positive, negative, sharpness, alpha, features
-    )->Tensor:               # `b h w` (`b t h w` for several targets a sample)
+    )->Tensor:               # `b h w` (`b t h w` for several targets a sample); `b n` for texts, 0 at padding and special tokens
         "Map of one class for each sample, fused over blocks; raw unless asked"
         t = self._target(target)
-        m = self._fuse(t, kind, blocks, size, normalize, settings)
+        m = self._fuse(t, kind, blocks, layers, size, normalize, settings)
         return m if t.many else m[:,0]
 
     def maps(self,
@@ -311,10 +359,11 @@ class Explanation:
         blocks=None,       # As in `map`
         size="input",      # As in `map`
         normalize=None,    # As in `map`
+        layers=None,       # As in `map`
         **settings,        # As in `map`
-    )->Tensor:             # `b k h w`
+    )->Tensor:             # `b k h w`, or `b k n`
         "Maps of every class at once"
-        return self._fuse(None, kind, blocks, size, normalize, settings)
+        return self._fuse(None, kind, blocks, layers, size, normalize, settings)
 
     def block_maps(self,
         target=None,       # As in `map`
@@ -322,25 +371,46 @@ class Explanation:
         size="native",     # As in `map`
         normalize=None,    # As in `map`
         **settings,        # As in `map`
-    )->list:               # One `b h w` a block, first block first, without depth weights
+    )->list:               # One `b h w` (or `b n`) a block, first block first, without depth weights
         "Map of each block on its own"
         t,k = self._target(target),self._kind(kind, settings)
         out = []
         for r in self.records:
             m = k.block(r, t)
-            m = normalize_maps(resize_maps(m, self._size(size, [tuple(m.shape[2:])]), k.keeps_mean), normalize)
+            m = self._edge(resize_maps(m, self._size(size, [tuple(m.shape[2:])]), k.keeps_mean), normalize)
             out.append(m if t.many else m[:,0])
+        return out
+
+    def words(self,
+        target=None,       # As in `map`
+        merge:str="sum",   # How the pieces of a word are put together: "sum" (an exact map stays a decomposition), "mean", or "max" (the largest magnitude)
+        every:bool=False,  # Scores of every class, `k m`
+        **settings,        # As in `map`: kind, layers, normalize, …
+    )->list:               # `WordMap`, one a text
+        "Scores of words: pieces merged, special tokens muted and 0, padding left out"
+        if merge not in ("sum","mean","max"): raise ValueError(f"merge is {merge!r}; expected 'sum', 'mean' or 'max'")
+        if self.text is None: raise RuntimeError("this is an explanation of images; words are of texts")
+        if every and target is not None: raise ValueError("every=True gives all classes; leave target out")
+        m = self.maps(**settings) if every else self.map(target, **settings) # `b n`, or `b k n`
+        how = dict(sum=lambda s: s.sum(-1), mean=lambda s: s.mean(-1), max=lambda s: s.gather(-1, s.abs().argmax(-1, keepdim=True))[...,0])[merge]
+        out = []
+        for i in range(len(self)):
+            spans,(text,joined) = self.text.spans(i),self.text.words(i)
+            out.append(WordMap(text, torch.stack([how(m[i,...,a:z]) for a,z,_ in spans], -1), [not w for *_,w in spans], joined, [(a,z) for a,z,_ in spans]))
         return out
 
     @property
     def completeness_delta(self):
         "How far the mean of the exact map is from the logit it explains, `b` (or `b t`), in logits"
         m = self.map(kind="exact", size="native")
+        if self.text is None: mean = m.mean((-2,-1))
+        else: mean = m.sum(-1)/self.valid.sum(1).reshape(-1, *[1]*(m.ndim-2))
         want = self.targets.rows(self.logits[...,None])[...,0]
-        return (m.mean((-2,-1))-(want if self.targets.many else want[:,0])).abs()
+        return (mean-(want if self.targets.many else want[:,0])).abs()
 
     def plot(self, **kwargs):
         "Figure of the explanation, see `mhex.viz.plot_explanation`"
+        self._need_images("plot")
         return import_module("mhex.viz").plot_explanation(self, **kwargs)
 
     def save(self,
@@ -348,13 +418,17 @@ class Explanation:
         **kwargs, # For `mhex.viz.save_explanation`
     ):
         "Write maps (npz), a picture (PNG) and manifest.json, see `mhex.viz.save_explanation`"
+        self._need_images("save")
         return import_module("mhex.viz").save_explanation(self, folder, **kwargs)
+
+    def _need_images(self, what):
+        if self.text is not None: raise RuntimeError(f"{what} draws images; for a text, exp.words() has its words with their scores, exp.map() its tokens'")
 
     def __repr__(self):
         b,k = self.logits.shape
         return f"Explanation of {b} input{'s' if b!=1 else ''}, {k} classes, {len(self.records)} blocks, target {self.target_from}"
 
-# %% ../nbs/20_saliency.ipynb #27aab167
+# %% ../nbs/20_saliency.ipynb #a7cefc16
 def check_images(
     x,                  # Images, normalised, `b c h w`
     net:nn.Module,      # The network that they are for
@@ -388,20 +462,45 @@ def _classifier(model):
     norm = None if s.norm is None or isinstance(s.norm, nn.Identity) else (s.norm.weight.detach(), s.norm.bias.detach(), s.norm.eps)
     return s.linear.weight.detach(), None if s.linear.bias is None else s.linear.bias.detach(), norm
 
+def _read_text(model, x, tokenizer):
+    "A text model's input as a batch, its strings if it came as strings, and the tokenizer, if there is one"
+    if tokenizer is not None: check_tokenizer(tokenizer, model.backbone)
+    t,texts = tokenizer if tokenizer is not None else model.tokenizer,None
+    if isinstance(x, str) or (isinstance(x, (list,tuple)) and (not x or isinstance(x[0], str))):
+        if t is None: raise ValueError("x is text and the model has no tokenizer: pass tokenizer=, set model.tokenizer, or pass a tokenizer's batch")
+        texts = [x] if isinstance(x, str) else list(x)
+        x = encode_texts(t, texts, model.layout.limit).to(next(model.backbone.parameters()).device)
+    check_batch(model.backbone, x)
+    x = cut_batch(x, model.layout.limit)
+    if tokenizer is not None and "special_tokens_mask" not in x and "input_ids" in x: # it says what is a word, in this call
+        special = torch.isin(x["input_ids"], torch.tensor(special_ids(tokenizer), device=x["input_ids"].device))
+        kept = getattr(x, "encodings", None) # a fast tokenizer's own account of words
+        x = {**x, "special_tokens_mask": special.long()} if kept is None else type(x)({**x, "special_tokens_mask": special.long()}, encoding=kept)
+    return x,texts,t
+
 @torch.no_grad()
 def explain(
     model:MHEX,       # An attached model; runs in evaluation mode, every flag is given back
-    x:Tensor,         # Images as in training, normalised, `b c h w`
+    x,                # Images as in training, normalised, `b c h w`; for a text model strings, or the batch of its tokenizer
     target=None,      # None (predicted) | int | list | tensor | class name | callable
     class_names=None, # Names, one a class; None: the model's own
+    tokenizer=None,   # For a text model: turns strings into a batch, and ids into tokens; None: the model's own
 )->Explanation:       # Holds each block's features: about two feature maps a block
     "One forward pass that explains every class"
     _check_model(model)
-    check_images(x, model.backbone)
+    texts,seen,text = None,x,None
+    if model.is_text: x,texts,tokenizer = _read_text(model, x, tokenizer)
+    else:
+        if tokenizer is not None: raise TypeError("this model takes images; tokenizer is for text models")
+        seen = x.get("pixel_values") if isinstance(x, Mapping) else x # the batch of an image processor
+        check_images(seen, model.backbone)
     names = list(class_names) if class_names is not None else model.class_names
     if names is not None and len(names)!=model.n_classes: raise ValueError(f"class_names has {len(names)} names, the model has {model.n_classes} classes")
     with evaluating(model): logits,records,features = model.record(x)
+    if model.is_text:
+        model.layout.require_words()
+        seen,text = {k:v for k,v in x.items()},text_tokens(model, x, tokenizer, texts)
     weights = model.prediction_weights()
     own = _classifier(model) if weights is None else None
-    return Explanation(x, logits, torch.stack(model.head_logits), make_target(target, logits, names), records, weights,
-                       features if own else None, own, names, model.multi_label)
+    return Explanation(seen, logits, torch.stack(model.head_logits), make_target(target, logits, names), records, weights,
+                       features if own else None, own, names, model.multi_label, text)

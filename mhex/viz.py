@@ -6,9 +6,10 @@ Docs: https://example.org/mhex/docs/viz.html.md"""
 
 # %% auto #0
 __all__ = ['SIGNED', 'UNSIGNED', 'INK', 'MUTED', 'RIGHT', 'WRONG', 'MASK', 'SCHEMA', 'to_image', 'is_signed', 'overlay',
-           'plot_explanation', 'plot_classes', 'read_history', 'plot_training', 'save_figure', 'save_explanation']
+           'plot_explanation', 'plot_classes', 'read_history', 'plot_training', 'plot_smoothing', 'save_figure',
+           'save_explanation']
 
-# %% ../nbs/40_viz.ipynb #849f0670
+# %% ../nbs/40_viz.ipynb #0b5d356d
 import csv
 import json
 import math
@@ -27,6 +28,7 @@ from matplotlib.colors import Normalize
 
 from .files import output_folder, whole_file
 from .saliency import Explanation
+from .transformer import smoothing_weights, token_smoothing
 
 # %% ../nbs/40_viz.ipynb #0721a20b
 SIGNED,UNSIGNED = "RdBu_r","inferno"
@@ -304,6 +306,26 @@ def plot_training(
         for s in ("top","right"): ax.spines[s].set_visible(False)
     if axs[0].lines:
         for t in axs[0].legend(fontsize=6, frameon=False, ncols=2, title="early heads are light" if heads else None, title_fontsize=6).get_texts(): t.set_parse_math(False)
+    return fig
+
+# %% ../nbs/40_viz.ipynb #e9592651
+def plot_smoothing(
+    exp,          # `mhex.Explanation`, or what `mhex.token_smoothing` gave, `l b`
+    names=None,   # Names of the layers; None: numbers
+    width=None,   # Of the figure, inches; None: by the number of layers
+):                # Figure
+    "Mean cosine between token states and the weight of each layer"
+    c = (exp if isinstance(exp, torch.Tensor) else token_smoothing(exp)).detach().float().cpu()
+    if c.ndim!=2: raise ValueError(f"smoothing has shape {tuple(c.shape)}; expected (l, b), one row a layer")
+    l = range(len(c))
+    fig,ax = plt.subplots(figsize=(width or min(1.8+.45*len(c), 9), 2.4), layout="constrained", facecolor="white")
+    ax.plot(l, c[:,:50], color=RIGHT, lw=.6, alpha=.35)
+    ax.plot(l, c.mean(1), color=RIGHT, lw=2, marker="o", ms=3.5, label="mean cosine")
+    ax.plot(l, smoothing_weights(c).mean(1), color=WRONG, lw=1.5, ls="--", label="weight")
+    ax.set_xticks(l, [str(i) if names is None else _short(names[i], 22, 1) for i in l], rotation=0 if names is None else 45, ha="center" if names is None else "right", fontsize=7)
+    ax.set_ylim(min(0, float(c.min()))-.03, 1.03); ax.tick_params(labelsize=7, colors=MUTED); ax.legend(fontsize=7, frameon=False)
+    for s in ("top","right"): ax.spines[s].set_visible(False)
+    ax.set_ylabel("cosine between tokens", fontsize=7, color=MUTED); ax.set_xlabel("layer", fontsize=7, color=MUTED)
     return fig
 
 # %% ../nbs/40_viz.ipynb #f237e8ec
