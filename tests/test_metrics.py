@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score
 from torch.testing import assert_close
-from mhex.metrics import (average_precision, centred_gaussian, chance, energy_pointing_game, iou, metric, metric_named, metrics,
+from mhex.metrics import (average_precision, centred_gaussian, chance, controls, edge_map, energy_pointing_game, iou, metric, metric_named, metrics,
                           pointing_game)
 
 ALL = [pointing_game, average_precision, energy_pointing_game, iou]
@@ -136,3 +136,32 @@ def test_centred_gaussian_peaks_in_the_middle():
     g = centred_gaussian((5, 7), n=2)
     assert g.shape == (2, 5, 7) and g[0, 2, 3] == 1 and int(g[0].argmax()) == 2*7+3
     assert_close(g[0], g[1].flip(0, 1))
+
+
+def test_perfect_and_inverted_maps():
+    g = torch.Generator().manual_seed(2)
+    masks = torch.rand(8, 9, 7, generator=g) > .7
+    for f in (pointing_game, average_precision, energy_pointing_game, iou): assert_close(f(masks.float(), masks), torch.ones(8))
+    assert_close(average_precision(1-masks.float(), masks), chance(masks))
+    for f in (pointing_game, energy_pointing_game, iou): assert_close(f(1-masks.float(), masks), torch.zeros(8))
+
+
+def test_controls():
+    x = torch.rand(5, 3, 9, 8)
+    maps = controls(x, seed=1)
+    assert list(maps) == ["random", "centred Gaussian", "edges", "uniform"]
+    for m in maps.values(): assert m.shape == (5, 9, 8) and m.dtype == x.dtype and 0 <= m.min() and m.max() <= 1
+    assert torch.equal(controls(x, seed=1)["random"], maps["random"]) and not torch.equal(controls(x)["random"], maps["random"])
+    assert len({m.flatten()[0].item() for m in maps["random"]}) == 5, "a map of its own for each sample"
+    masks = torch.rand(5, 9, 8) > .6
+    assert_close(pointing_game(maps["uniform"], masks), chance(masks))
+    assert controls(torch.full((2, 1, 4, 4), .3))["edges"].eq(0).all()
+    with pytest.raises(ValueError, match=r"x\[None\]"): controls(x[0])
+
+
+def test_edge_map_is_sobels():
+    filters = pytest.importorskip("skimage.filters", reason="scikit-image is not installed: pip install scikit-image")
+    x = torch.rand(2, 1, 12, 9).double()
+    want = torch.stack([torch.from_numpy(np.hypot(filters.sobel_h(m[0].numpy()), filters.sobel_v(m[0].numpy()))) for m in x])
+    got = edge_map(x)
+    assert_close((got/want)[:, 1:-1, 1:-1], torch.ones(2, 10, 7).double()*(got/want)[0, 3, 3])  # up to its scale, away from the border
