@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from torch.testing import assert_close
 from shared_data import need
-from mhex.data import (SPLITS, ImageData, data_folders, data_names, find_data, light_augment, load_data, make_shapes, read_image,
-                       register_data, stratified_split)
+from mhex.data import (SPLITS, ImageData, data_folders, data_names, find_data, grouped_split, light_augment, load_data, make_shapes, read_image,
+                       register_data, specimens, stratified_split)
 
 
 @pytest.fixture(autouse=True)
@@ -275,7 +275,7 @@ def test_masks_of_another_file(tmp_path):
 # ---- bad arguments
 
 @pytest.mark.parametrize("kw, error, says", [
-    (dict(name="brestmnist"), ValueError, "sets: digits, shapes, cifar10, pathmnist"),
+    (dict(name="brestmnist"), ValueError, "sets: digits, shapes, magnetic_tile, cifar10, pathmnist"),
     (dict(name="organmnist3d"), ValueError, "three-dimensional"),
     (dict(name=3), TypeError, "string or a path"),
     (dict(name="digits", size=4), ValueError, "only be enlarged"),
@@ -293,7 +293,7 @@ def test_bad_arguments(kw, error, says):
 
 
 def test_names():
-    assert data_names()[:3] == ["digits", "shapes", "cifar10"] and {"breastmnist", "chestmnist"} < set(data_names())
+    assert data_names()[:4] == ["digits", "shapes", "magnetic_tile", "cifar10"] and {"breastmnist", "chestmnist"} < set(data_names())
     with pytest.raises(ValueError, match="taken"): register_data("shapes")(lambda: 0)
 
 
@@ -593,6 +593,84 @@ def test_pneumoniamnist(capsys):
 def test_mhex_data_is_looked_at(monkeypatch, capsys):
     monkeypatch.setenv("MHEX_DATA", str(need("medmnist/breastmnist.npz")))
     assert len(load_data("breastmnist").train) == 546
+
+
+def tile_zip(path, n=24, classes=("Blowhole", "Break", "Crack", "Fray", "Uneven", "Free"), drop=None, names="MT_{c}/exp{e}_num_{f}.jpg"):
+    "Tiles as the real file has them: each specimen under three lights, a bright square as its fault"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as z:
+        for k, c in enumerate(classes):
+            for i in range(n):
+                g, name = np.random.default_rng([k, i]), names.format(c=c, e=i % 3, f=10**5*k+5000*(i//3)+20*(i % 3))
+                a, m = g.integers(50, 90, (60, 40), dtype=np.uint8), np.zeros((60, 40), np.uint8)
+                if c != "Free": a[6:18, 8:16], m[6:18, 8:16] = 250, 255
+                if c == "Uneven" and i == 0: m[:] = 0
+                for arr, ext in ((a, "jpg"), (m, "png")):
+                    if ext == "png" and c == "Free": continue
+                    f = io.BytesIO(); Image.fromarray(arr).save(f, "jpeg" if ext == "jpg" else ext)
+                    z.writestr(name[:-3]+ext, f.getvalue() if name != drop else f.getvalue()[:100])
+    return path
+
+
+def test_tiles(tmp_path):
+    tile_zip(tmp_path/"inspection"/"magnetic_tile.zip")
+    data = load_data("magnetic_tile", root=tmp_path, size=30)
+    check(data, 6, 1, 30)
+    assert data.class_names == ["blowhole", "break", "crack", "fray", "uneven", "no fault"] and sum(len(data[s]) for s in SPLITS) == 6*24
+    for s in SPLITS:
+        ds = data[s]
+        assert set(ds.y.tolist()) == set(range(6)) and ds.masks.shape == (len(ds), 30, 30)
+        x, m = ds.images(np.arange(len(ds)))[:, 0], ds.masks
+        assert (x[m] > .8).float().mean() > .95 and not m[:, 10:].any() and m[ds.has_mask].flatten(1).sum(1).unique().tolist() == [36], "a mask lies where the fault is: rows 3 to 9, columns 6 to 12"
+    groups = [set(data[s].groups.tolist()) for s in SPLITS]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2] and len(set.union(*groups)) == 48
+    assert sum(int((~data[s].has_mask & (data[s].y == 4)).sum()) for s in SPLITS) == 1, "the empty mask"
+    again, other = load_data("magnetic_tile", root=tmp_path, size=30), load_data("magnetic_tile", root=tmp_path, size=30, seed=1)
+    assert torch.equal(again.test.groups, data.test.groups) and not torch.equal(other.test.groups, data.test.groups)
+    part = data.subset(train=7)
+    assert len(part.train.groups) == len(part.train.has_mask) == 7 and part.test.groups is data.test.groups
+    check(load_data("magnetic_tile", root=tmp_path, size=16, channels=3), 6, 3, 16)
+
+
+def test_broken_tiles(tmp_path):
+    z = tmp_path/"magnetic_tile.zip"
+    with pytest.raises(FileNotFoundError, match="magnetic_tile.zip is missing.*MT_CLASS/expE_num_N.jpg"): load_data("magnetic_tile", root=tmp_path)
+    z.write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="truncated or not a zip"): load_data("magnetic_tile", root=tmp_path)
+    tile_zip(z, 9, classes=("Blowhole", "Dent"))
+    with pytest.raises(ValueError, match="for the classes Blowhole.*got MT_Dent/exp0_num_100000.jpg"): load_data("magnetic_tile", root=tmp_path)
+    tile_zip(z, 4)
+    with pytest.raises(ValueError, match="has 2 groups, too few for 3 splits"): load_data("magnetic_tile", root=tmp_path)
+    tile_zip(z, 9, drop="MT_Fray/exp1_num_300020.jpg")
+    with pytest.raises(ValueError, match="is damaged"):
+        data = load_data("magnetic_tile", root=tmp_path)
+        [data[s][0] for s in SPLITS]
+
+
+def test_magnetic_tile():
+    data = load_data("magnetic_tile", root=need("inspection/magnetic_tile.zip"), size=64)
+    check(data, 6, 1, 64)
+    assert [sum(v) for v in zip(*(c.values() for c in data.counts().values()))] == [115, 85, 57, 32, 103, 238]
+    assert [len(data[s]) for s in SPLITS] == [390, 118, 122] and [len(data[s].groups.unique()) for s in SPLITS] == [36, 23, 19]
+    assert set(data.overlap().values()) == {0}
+    x = [torch.nn.functional.avg_pool2d(data[s].images(np.arange(len(data[s]))), 2)[:, 0].flatten(1) for s in SPLITS]
+    x = [(a-a.mean(1, keepdim=True))/a.std(1, keepdim=True) for a in x]
+    assert max(float((a@b.T).max()/a.shape[1]) for a, b in ((x[0], x[1]), (x[0], x[2]), (x[1], x[2]))) < .99, "no picture of one tile on both sides"
+
+
+def test_specimens_and_groups():
+    assert specimens([50, 3000, 10, 1400, 2690]).tolist() == [0, 1, 0, 1, 1]
+    assert specimens([50, 3000, 10, 1400, 2690], gap=300).tolist() == [0, 3, 0, 1, 2]
+    y, g = np.repeat([0, 1, 2], [60, 30, 10]), np.r_[np.arange(60)//6, 10+np.arange(30)//5, 20+np.arange(10)//3]
+    for seed in range(5):
+        parts = grouped_split(y, g, seed=seed)
+        assert sorted(np.concatenate(parts)) == list(range(100))
+        for a in range(3):
+            assert set(y[parts[a]]) == {0, 1, 2}
+            for b in range(a): assert not set(g[parts[a]]) & set(g[parts[b]])
+        counts = np.array([np.bincount(y[p]) for p in parts])
+        assert (abs(counts[:, 0]/60-[.6, .2, .2]) <= .11).all() and (abs(counts[:, 1]/30-[.6, .2, .2]) <= .18).all()
+    with pytest.raises(ValueError, match="class 1 has 2 groups"): grouped_split([0, 0, 0, 1, 1], range(5))
 
 
 def test_cifar10():

@@ -76,8 +76,8 @@ def _aim(model, logits, target, class_names):
     t = one_target(make_target(target, logits.detach(), class_names if class_names is not None else _names(model, logits.shape[1])))
     return t,t.rows(torch.eye(logits.shape[1], device=logits.device, dtype=logits.dtype).expand(len(logits),-1,-1))[:,0]
 
-# %% ../../nbs/explainers/03_text.ipynb #df045bc0
-@register_explainer("gradient-input")
+# %% ../../nbs/explainers/03_text.ipynb #37967d91
+@register_explainer("gradient-input", inputs="text", signed=True, class_specific=True, forward="1", backward="1", source="Shrikumar et al. 2016")
 def gradient_input(
     model:nn.Module,  # A text network, or an attached one
     x,                # A tokenizer's batch, see above
@@ -94,7 +94,7 @@ def gradient_input(
         g, = torch.autograd.grad((logits*w).sum(), seen[0])
     return Saliency((g*seen[0].detach()).sum(-1).where(words, 0.), t.index[:,0], t.source, "gradient-input", signed=True)
 
-@register_explainer("integrated-gradients")
+@register_explainer("integrated-gradients", inputs="text", signed=True, class_specific=True, forward="steps+1", backward="steps", source="Sundararajan et al. 2017; Captum")
 def integrated_gradients(
     model:nn.Module,       # As in `gradient_input`
     x,                     # As in `gradient_input`
@@ -124,7 +124,7 @@ def integrated_gradients(
             a = method(score).attribute(e, baselines=e0.where(words[...,None], e), additional_forward_args=(w,*(x[k] for k in keys)), n_steps=steps, internal_batch_size=max(chunk_size, len(words)))
     return Saliency(a.detach().sum(-1).to(w.dtype).where(words, 0.), t.index[:,0], t.source, "integrated-gradients", signed=True)
 
-# %% ../../nbs/explainers/03_text.ipynb #5d9ecba9
+# %% ../../nbs/explainers/03_text.ipynb #72825f43
 @contextmanager
 def seen_attention(
     model:nn.Module, # A Hugging Face network, or an attached one
@@ -157,7 +157,7 @@ def _attention(model, x, target, rows, class_names):
     As = [A.mean(1) for A in got]
     return words,t,As,w.to(As[0].dtype)
 
-@register_explainer("attention")
+@register_explainer("attention", inputs="text", signed=False, class_specific=False, forward="1", backward="0", source="as it stands in the network")
 def raw_attention(
     model:nn.Module,      # A Hugging Face network, or an attached one
     x,                    # A tokenizer's batch
@@ -172,7 +172,7 @@ def raw_attention(
     maps = [(w[:,None]@A)[:,0].where(words, 0.) for A in As]
     return Saliency(maps[layer], t.index[:,0], t.source, "attention", maps)
 
-@register_explainer("rollout")
+@register_explainer("rollout", inputs="text", signed=False, class_specific=False, forward="1", backward="0", source="Abnar and Zuidema 2020")
 def attention_rollout(
     model:nn.Module,      # A Hugging Face network, or an attached one
     x,                    # A tokenizer's batch
