@@ -57,7 +57,7 @@ class Saliency:
         how = "raw" if self.normalized is None else self.normalized
         return f"Saliency {tuple(self.map.shape)} by {self.method}, target {self.target_from}, {'signed' if self.signed else 'unsigned'}, {how}"
 
-# %% ../../nbs/explainers/00_base.ipynb #3ee1629a
+# %% ../../nbs/explainers/00_base.ipynb #bfdf57d0
 @dataclass(frozen=True)
 class Facts:
     "What an explainer declares about itself"
@@ -100,7 +100,9 @@ def explainer(
     image,text = explainers.items.get(name),text_explainers.items.get(name)
     f = image or text
     if image and text:
-        def f(model, x, target=None, **kw): return (text if isinstance(x, Mapping) and "input_ids" in x else image)(model, x, target, **kw)
+        def f(model, x, target=None, **kw):
+            ids = "input_ids" in x if isinstance(x, Mapping) else isinstance(x, Tensor) and x.ndim==2 # ids alone are no batch yet, and the text's function says so
+            return (text if ids else image)(model, x, target, **kw)
         update_wrapper(f, image)
     return partial(f, **settings) if settings else f
 
