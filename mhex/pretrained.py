@@ -24,9 +24,11 @@ from .adapt import MHEX, attach
 from .cnn import SmallResNet
 from .files import output_folder, whole_file
 
-# %% ../nbs/13_pretrained.ipynb #2cbef25d
+# %% ../nbs/13_pretrained.ipynb #9bda8273
 _SMALL = {"resnet18_28": {}, "cifar_resnet20": dict(width=16, blocks=(3,3,3), option_a=True),
           "cifar_resnet56": dict(width=16, blocks=(9,9,9), option_a=True)}
+
+_VIT = {f"vit_small_{n}": dict(img_size=n, patch_size=4, embed_dim=96, depth=6, num_heads=3) for n in (28,32)}
 
 def _replace(model, name, new):
     parent,_,leaf = name.rpartition(".")
@@ -107,11 +109,13 @@ def build_backbone(
     source:dict, # `mhex_source` of a backbone, as `config.json` keeps it
 )->nn.Module:
     "Build a saved model's backbone again, untrained"
+    recipe = source
+    if source["name"]=="mini_bert": source = dict(architecture="BertForSequenceClassification", config={"model_type":"bert", **source["kwargs"]["config"]})
     if "config" not in source: return create_backbone(source["name"], source["n_classes"], source["in_channels"], **source["kwargs"])
     t,d = _transformers(),{k:v for k,v in source["config"].items() if k not in ("model_type","transformers_version")}
     if not hasattr(t, source["architecture"]): raise ValueError(f"the saved backbone is {source['architecture']}, which this version of transformers ({t.__version__}) does not have")
     model = getattr(t, source["architecture"])(t.AutoConfig.for_model(source["config"]["model_type"], **d))
-    model.mhex_source = source
+    model.mhex_source = recipe
     return model
 
 def _library(name):
@@ -120,7 +124,7 @@ def _library(name):
     for l in [lib] if lib else ["torchvision","timm"]:
         has = short in import_module("torchvision.models").list_models() if l=="torchvision" else import_module("timm").is_model(short)
         if has: return l,short
-    raise ValueError(f"backbone is {name!r}; expected one of {', '.join(_SMALL)}, a torchvision or timm model name "
+    raise ValueError(f"backbone is {name!r}; expected one of {', '.join([*_SMALL,*_VIT])}, a torchvision or timm model name "
                      "(torchvision.models.list_models(), timm.list_models()), hf/ and a folder or a model type of transformers, or pass a module that you built to mhex.attach")
 
 def create_backbone(
@@ -135,6 +139,11 @@ def create_backbone(
     if name in _SMALL:
         if pretrained: raise ValueError(f"backbone {name!r} has no pretrained weights of its own; give a file with weights=")
         model = SmallResNet(n_classes, in_channels, **{**_SMALL[name], **kwargs})
+    elif name in _VIT:
+        if pretrained: raise ValueError(f"backbone {name!r} has no pretrained weights of its own; give a file with weights=")
+        model = _timm("vit_tiny_patch16_224", n_classes, in_channels, False, {**_VIT[name], **kwargs})
+    elif name in ("mini_bert","mini_bert_small"):
+        raise ValueError(f"backbone {name!r} comes with its tokenizer: mhex.mini_bert(n_classes) returns both, mhex_learner(data, {name!r}) trains it")
     elif name.startswith("hf/"): model = _hf(name[3:], n_classes, in_channels, pretrained, kwargs)
     else:
         lib,short = _library(name)

@@ -7,14 +7,15 @@ Docs: https://example.org/mhex/docs/report.html.md"""
 # %% auto #0
 __all__ = ['cell_text', 'table_html', 'write_report']
 
-# %% ../nbs/45_report.ipynb #b6de1ffc
+# %% ../nbs/45_report.ipynb #f3ec4367
 import base64
 from html import escape
 from pathlib import Path
 
 from .files import whole_file
+from .tokens import TokenHTML
 
-# %% ../nbs/45_report.ipynb #b3616f9f
+# %% ../nbs/45_report.ipynb #9ff41663
 _CSS = """:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.7rem}h2{margin-top:2.2rem;font-size:1.2rem}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}td,th{padding:.3rem .8rem;border-bottom:1px solid #8884;text-align:right}
@@ -43,12 +44,15 @@ def _part(p):
     if kind=="image":
         data,alt = base64.b64encode(Path(value).read_bytes()).decode(),escape(more[0], quote=True)
         return f'<figure><div class="wide" tabindex="0"><img src="data:image/png;base64,{data}" alt="{alt}"></div><figcaption>{alt}</figcaption></figure>'
-    raise ValueError(f"a part of a section is {kind!r}; expected 'text', 'table' or 'image'")
+    if kind=="words":
+        if not isinstance(value, TokenHTML): raise TypeError(f"a part 'words' is {type(value).__name__}; expected what mhex.tokens makes, whose texts are escaped")
+        return str(value)
+    raise ValueError(f"a part of a section is {kind!r}; expected 'text', 'table', 'image' or 'words'")
 
 def write_report(
     path,     # .html
     title,    # Of the page
-    sections, # List of (heading, parts); a part is ("text", str), ("table", rows) or ("image", png path, caption)
+    sections, # List of (heading, parts); a part is ("text", str), ("table", rows), ("image", png path, caption) or ("words", what `words_html` gave)
     footer="",# Last line: versions, seed
 ):
     "Write one HTML file that needs nothing else"

@@ -207,7 +207,7 @@ def author_settings(
     "Settings of the paper's map that the author used for numbers"
     return dict(kind="paper", positive=1., negative=-1., sharpness=(min(1., 1/k+.1), .1), alpha=.9, features="gated")
 
-# %% ../nbs/20_saliency.ipynb #41b96fb9
+# %% ../nbs/20_saliency.ipynb #fcccd1e5
 @dataclass(frozen=True)
 class WordMap:
     "The words of one text and what the map says of each"
@@ -409,20 +409,22 @@ class Explanation:
         return (mean-(want if self.targets.many else want[:,0])).abs()
 
     def plot(self, **kwargs):
-        "Figure of the explanation, see `mhex.viz.plot_explanation`"
-        self._need_images("plot")
+        "Figure of the explanation, see `mhex.viz.plot_explanation`; of texts coloured words, see `mhex.tokens.words_html`"
+        if self.text is not None: return import_module("mhex.tokens").words_html(self, **kwargs)
         return import_module("mhex.viz").plot_explanation(self, **kwargs)
 
     def save(self,
         folder,   # Made if it does not exist
-        **kwargs, # For `mhex.viz.save_explanation`
+        **kwargs, # For `mhex.viz.save_explanation`, or `mhex.tokens.save_words`
     ):
-        "Write maps (npz), a picture (PNG) and manifest.json, see `mhex.viz.save_explanation`"
-        self._need_images("save")
+        "Write maps (npz), a picture (PNG; of texts an HTML page) and manifest.json, see `mhex.viz.save_explanation` and `mhex.tokens.save_words`"
+        if self.text is not None: return import_module("mhex.tokens").save_words(self, folder, **kwargs)
         return import_module("mhex.viz").save_explanation(self, folder, **kwargs)
 
-    def _need_images(self, what):
-        if self.text is not None: raise RuntimeError(f"{what} draws images; for a text, exp.words() has its words with their scores, exp.map() its tokens'")
+    def _repr_html_(self):
+        "A notebook shows the words of the first texts, if they are known"
+        if self.text is None or self.text.tokens is None: return None
+        return import_module("mhex.tokens").words_html(self, range(min(len(self), 8)))
 
     def __repr__(self):
         b,k = self.logits.shape

@@ -6,12 +6,14 @@ Docs: https://example.org/mhex/docs/train.html.md"""
 
 # %% auto #0
 __all__ = ['recipes', 'augments', 'CHECKPOINT', 'HISTORY', 'Recipe', 'get_recipe', 'set_seed', 'rng_state', 'set_rng_state',
-           'accuracy_score', 'auc_score', 'ScoreMetric', 'MHEXLearner', 'SeedCallback', 'plain_strides',
-           'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint',
-           'CheckpointCallback', 'mhex_learner', 'fit_recipe', 'predict_split', 'evaluate', 'MHEXInterpretation']
+           'accuracy_score', 'auc_score', 'ScoreMetric', 'reads_text', 'run_model', 'MHEXLearner', 'SeedCallback',
+           'plain_strides', 'check_inputs', 'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback',
+           'read_checkpoint', 'CheckpointCallback', 'text_backbone', 'mhex_learner', 'fit_recipe', 'predict_split',
+           'evaluate', 'MHEXInterpretation']
 
-# %% ../nbs/31_train.ipynb #2ee9e18c
-import csv, json, math, random, warnings
+# %% ../nbs/31_train.ipynb #26d40ad0
+import csv, inspect, json, math, random, warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -23,7 +25,8 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
-from fastai.callback.schedule import ParamScheduler, SchedCos, combined_cos
+from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combined_cos
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
@@ -40,8 +43,10 @@ from .files import output_folder, whole_file
 from .losses import DeepSupervisionLoss
 from .pretrained import check_weights, create_backbone
 from .saliency import check_images
+from .textdata import TextBatch, TextData, TextDL
+from .transformer import check_batch, check_tokenizer, token_limit
 
-# %% ../nbs/31_train.ipynb #68320334
+# %% ../nbs/31_train.ipynb #65a76b7a
 @dataclass(frozen=True)
 class Recipe:
     "A named way to train"
@@ -50,12 +55,15 @@ class Recipe:
     lr:float=1e-3             # Greatest learning rate
     wd:float=0.               # Weight decay
     momentum:float=.9         # Of SGD
-    schedule:str="constant"   # "constant" | "one-cycle" | "cosine" | "steps" (a tenth at 50 and at 75 %)
-    lr_end:float=0.           # Where "cosine" ends
-    epochs:int=10             # Passes over the training images
+    head_lr:float=1.          # Learning rate of what is new (gates and heads; a plain network's classifier), as a multiple of `lr`
+    clip:float|None=None      # Greatest norm of all gradients together; None: not clipped
+    schedule:str="constant"   # "constant" | "one-cycle" | "cosine" | "linear" | "steps" (a tenth at 50 and at 75 %)
+    lr_end:float=0.           # Where "cosine" and "linear" end
+    epochs:int=10             # Passes over the training set
     min_steps:int=0           # More epochs for a small set, so that there are at least this many steps
     bs:int=64                 # Batch size
     size:int|None=None        # Side of the images, px; None: as the data come
+    max_length:int=128        # Most tokens of a text, special ones included
     augment:str|None=None     # A name in `augments`, or None
     reduction:str="mean"      # Of the losses over heads: "mean" | "sum"
     select:str|None=None      # Best epoch by this validation metric ("auc", "accuracy", "valid_loss"); None: the last epoch
@@ -83,6 +91,9 @@ recipes = {r.name:r for r in [
     Recipe("mhex-imagenet", "adamw", lr=1e-4, wd=.01, schedule="cosine", lr_end=2e-5, epochs=10, bs=468, size=224, augment="imagenet", reduction="sum"),
     Recipe("medmnist-v2", "adam", lr=1e-3, schedule="steps", epochs=100, bs=128, size=28, select="auc"),
     Recipe("medmnist-plus", "adamw", lr=1e-4, wd=.01, schedule="cosine", epochs=100, bs=64, size=224, select="auc", patience=10, pretrained=True),
+    Recipe("bert-agnews", "adamw", lr=2e-5, wd=.01, schedule="linear", clip=1., epochs=3, bs=32, max_length=70, pretrained=True),
+    Recipe("quick-text", "adamw", lr=2e-4, head_lr=10., wd=.01, schedule="one-cycle", clip=1., epochs=1, min_steps=25, bs=32, max_length=64, pretrained=True),
+    Recipe("scratch-text", "adamw", lr=2e-3, wd=.01, schedule="one-cycle", clip=1., epochs=6, min_steps=200, bs=32, max_length=64),
     Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)})]}
 
 def get_recipe(
@@ -185,7 +196,26 @@ class ScoreMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../nbs/31_train.ipynb #279f47ed
+# %% ../nbs/31_train.ipynb #2ef26120
+_ORDERED = (ImageDL,TextDL) # loaders whose order is a function of (seed, epoch), and which can begin in the middle
+
+def reads_text(
+    model:nn.Module, # Attached, or any other
+)->bool:
+    "Whether a network takes a tokenizer's batch"
+    return model.is_text if isinstance(model, MHEX) else "input_ids" in inspect.signature(model.forward).parameters
+
+def run_model(
+    model:nn.Module, # Attached, or any other
+    x,               # Images, or a batch by names (a dict)
+)->Tensor:           # Logits `b k`
+    "Logits, from networks that take a batch whole and from those that take it as keyword arguments"
+    if isinstance(model, MHEX) or not isinstance(x, Mapping): return unwrap_logits(model(x))
+    takes = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in takes.values()): takes = ("input_ids","attention_mask","token_type_ids","pixel_values")
+    return unwrap_logits(model(**{k:v for k,v in x.items() if k in takes}))
+
+# %% ../nbs/31_train.ipynb #a3e975db
 class MHEXLearner(Learner):
     "fastai `Learner` that can begin in the middle of an epoch"
     recipe,facts = None,{}                      # how it is trained; what made this run, for tables and checkpoints
@@ -200,19 +230,28 @@ class MHEXLearner(Learner):
                 self._with_events(self._do_epoch, 'epoch', CancelEpochException)
         finally: self.in_fit,self.start_at,self.rng = False,(0,0),None
 
+    def _do_one_batch(self):
+        if not isinstance(self.xb[0], Mapping): return super()._do_one_batch()
+        self.pred = run_model(self.model, self.xb[0])
+        self('after_pred')
+        self.loss_grad = self.loss_func(self.pred, *self.yb)
+        self.loss = self.loss_grad.clone()
+        self('after_loss')
+        if self.training: self._do_grad_opt()
+
     def all_batches(self):
         self.n_iter,skip = len(self.dl),0
         if self.training and self.start_at[1]: skip,self.start_at = self.start_at[1],(self.start_at[0],0)
         batches = iter(self.dl)
         if skip:
-            if not isinstance(self.dl, ImageDL):
+            if not isinstance(self.dl, _ORDERED):
                 for _ in range(skip): next(batches)
             set_rng_state(self.rng)
         for i,b in enumerate(batches, skip): self.one_batch(i, b)
 
-# %% ../nbs/31_train.ipynb #16a142cc
+# %% ../nbs/31_train.ipynb #297cbc83
 class SeedCallback(Callback):
-    "Set every generator, and the order of the training images, from (seed, epoch) when an epoch begins"
+    "Set every generator, and the order of the training set, from (seed, epoch) when an epoch begins"
     order,keeps = -5,("base",)
     def __init__(self,
         seed:int=0, # Whole number >= 0
@@ -226,7 +265,7 @@ class SeedCallback(Callback):
     def before_train(self):
         set_seed(self.number, self.total)
         dl = self.learn.dls.train
-        if isinstance(dl, ImageDL): dl.set_epoch(self.total, skip=self.learn.start_at[1])
+        if isinstance(dl, _ORDERED): dl.set_epoch(self.total, skip=self.learn.start_at[1])
         elif hasattr(dl, "rng"): dl.rng = random.Random(random.getrandbits(64)) # fastai's own loader shuffles with this
 
     def after_epoch(self):
@@ -241,7 +280,16 @@ def plain_strides(
     b,c,h,w = x.shape
     return x if x.stride()==(c*h*w,h*w,w,1) else x.clone(memory_format=torch.contiguous_format)
 
-# %% ../nbs/31_train.ipynb #dd33f2d9
+# %% ../nbs/31_train.ipynb #c7fc3873
+def check_inputs(
+    x,               # A batch of images, or a tokenizer's
+    model:nn.Module, # Attached, or any other
+):
+    "Raise unless a network can take this batch"
+    if reads_text(model): check_batch(model.backbone if isinstance(model, MHEX) else model, x)
+    elif not isinstance(x, Mapping): check_images(x, model, channels=isinstance(model, MHEX))
+    elif "pixel_values" not in x: raise TypeError(f"x is a batch of {', '.join(map(repr, x))}, and {type(model).__name__} takes images")
+
 class CheckBatchCallback(Callback):
     "Images, labels and logits that do not fit each other are named before anything is computed from them"
     order = -8
@@ -255,7 +303,7 @@ class CheckBatchCallback(Callback):
     def before_batch(self):
         self.learn.xb = tuple(plain_strides(x) for x in self.learn.xb)
         if self.fits: return # all were seen already
-        check_images(self.learn.xb[0], self.learn.model, channels=isinstance(self.learn.model, MHEX))
+        check_inputs(self.learn.xb[0], self.learn.model)
         y,k = self.learn.yb[0],self.k
         if self.many:
             if y.ndim!=2 or y.shape[1]!=k: raise ValueError(f"labels have shape {tuple(y.shape)}; with several labels an image it is (b, {k}), 0 or 1 for each class")
@@ -267,7 +315,7 @@ class CheckBatchCallback(Callback):
 
     def after_pred(self):
         self.learn.pred = unwrap_logits(self.learn.pred)
-        shape,want = tuple(self.learn.pred.shape),(len(self.learn.xb[0]),self.k)
+        shape,want = tuple(self.learn.pred.shape),(len(self.learn.yb[0]),self.k)
         if shape!=want: raise ValueError(f"the model returns {shape}, the data have {self.k} classes and need {want}: give the backbone {self.k} outputs")
 
 # %% ../nbs/31_train.ipynb #63a961d3
@@ -485,11 +533,11 @@ def _difference(key, there, here):
         return f"{key} had {'; '.join(d[:3])}"
     return f"{key} was {there!r}, here it is {here!r}"
 
-# %% ../nbs/31_train.ipynb #d1e4cd71
+# %% ../nbs/31_train.ipynb #c00676a8
 def _data_facts(data, n_classes, multi_label):
-    "(number of classes, class names or None, several labels?, preprocessing or None, name) of an `ImageData` or `DataLoaders`"
-    if isinstance(data, ImageData): return data.n_classes,list(data.class_names),data.multi_label,data.preprocess,data.name
-    if isinstance(getattr(data, "data", None), ImageData): return _data_facts(data.data, None, None)
+    "(number of classes, class names or None, several labels?, preprocessing or None, name) of a data set or `DataLoaders`"
+    if isinstance(data, (ImageData,TextData)): return data.n_classes,list(data.class_names),data.multi_label,data.preprocess,data.name
+    if isinstance(getattr(data, "data", None), (ImageData,TextData)): return _data_facts(data.data, None, None)
     k,vocab = getattr(data, "c", None) or n_classes,getattr(data, "vocab", None)
     if not k: raise ValueError("the data loaders do not say how many classes there are (dls.c): pass n_classes=")
     if multi_label is None:
@@ -500,7 +548,8 @@ def _data_facts(data, n_classes, multi_label):
 
 def _loaders(data, recipe, seed, bs, device):
     if isinstance(data, DataLoaders): return data
-    if not isinstance(data, ImageData): raise TypeError(f"data is {type(data).__name__}; expected what mhex.load_data returns, or fastai DataLoaders")
+    if isinstance(data, TextData): return data.dls(bs=bs or recipe.bs, seed=seed, device=device)
+    if not isinstance(data, ImageData): raise TypeError(f"data is {type(data).__name__}; expected what mhex.load_data returns, or mhex.load_text, or fastai DataLoaders")
     if recipe.size not in (None,data.size):
         raise ValueError(f"recipe {recipe.name!r} takes {recipe.size}-px images, {data.name} is loaded at {data.size} px: load_data({data.name!r}, size={recipe.size}), "
                          f"or change the recipe: dataclasses.replace(mhex.train.recipes[{recipe.name!r}], size=None)")
@@ -510,7 +559,20 @@ def _bs(dl): return getattr(dl, "bs", getattr(dl, "batch_size", None)) # fastai'
 
 def _check_loaders(dls):
     for n,dl in (("training",dls.train),("validation",dls.valid)):
-        if not len(dl): raise ValueError(f"the {n} loader is empty: {len(dl.dataset)} images in batches of {_bs(dl)}{', incomplete ones dropped' if dl.drop_last else ''}")
+        if not len(dl): raise ValueError(f"the {n} loader is empty: {len(dl.dataset)} {'texts' if isinstance(dl, TextDL) else 'images'} in batches of {_bs(dl)}{', incomplete ones dropped' if dl.drop_last else ''}")
+
+def _channels(dls):
+    "Channels of the images; None for texts"
+    x = next(iter(dls.valid))[0]
+    x = x.get("pixel_values") if isinstance(x, Mapping) else x
+    return None if x is None else int(x.shape[1])
+
+def _check_size(model, data):
+    "A vision Transformer without positions for other sizes says so before anything is trained"
+    embed = getattr(model.backbone if isinstance(model, MHEX) else model, "patch_embed", None)
+    want,size = getattr(embed, "img_size", None),getattr(data, "size", None)
+    if want and getattr(embed, "strict_img_size", False) and size and set(want)!={size}:
+        raise ValueError(f"the backbone takes images of {' x '.join(map(str, want))} px, {data.name} is loaded at {size} px: load_data({data.name!r}, size={want[0]}), or backbone_kw=dict(img_size={size})")
 
 def _groups(model):
     "Parameter groups for fastai: the trunk, and what is new on top of it"
@@ -528,6 +590,62 @@ def _optimizer(r):
     if r.optimizer not in _optimizers: raise ValueError(f"recipe {r.name!r} has optimizer {r.optimizer!r}; there are {', '.join(_optimizers)}")
     return partial(OptimWrapper, opt=_optimizers[r.optimizer](r))
 
+def _text_source(data):
+    "The `TextData` behind what was given, or None"
+    return data if isinstance(data, TextData) else own if isinstance(own := getattr(data, "data", None), TextData) else None
+
+def _hf_text(name, k, tokenizer, pretrained, kw):
+    "One of transformers' networks by name, and its tokenizer"
+    folder = Path(name[3:])
+    if tokenizer is None and (folder.is_dir() or pretrained):
+        auto = import_module("transformers").AutoTokenizer
+        try: tokenizer = auto.from_pretrained(name[3:], **({"local_files_only":True} if folder.is_dir() else {}))
+        except (OSError,ValueError) as e: raise ValueError(f"there is no tokenizer at {name[3:]!r} ({str(e).splitlines()[0][:160]}): pass tokenizer=") from e
+    if tokenizer is None: raise ValueError(f"backbone {name!r} has no tokenizer of its own: pass tokenizer=, or encode the data before, data.encode(tokenizer)")
+    if not folder.is_dir() and not pretrained: kw = {**dict(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id), **kw}
+    return create_backbone(name, k, pretrained=pretrained or folder.is_dir(), **kw),tokenizer
+
+def text_backbone(
+    backbone,             # A name as in the table above, or a module
+    data:TextData,        # What it is for
+    tokenizer=None,       # For a network that brings none
+    pretrained:bool=False,# Weights from the hub, for "hf/NAME"
+    seed:int=0,           # Of random weights
+    backbone_kw=None,     # Settings of the network, for a name
+)->tuple:                 # The network, and its tokenizer
+    "A text classifier for a data set, by name"
+    kw = dict(backbone_kw or {})
+    if tokenizer is None: tokenizer = data.tokenizer
+    if not isinstance(backbone, str):
+        if tokenizer is None: raise ValueError("backbone is a module, and no tokenizer came with it: pass tokenizer=, or encode the data before, data.encode(tokenizer)")
+        return backbone,tokenizer
+    if backbone not in ("mini_bert","mini_bert_small"):
+        if not backbone.startswith("hf/"): raise ValueError(f"backbone is {backbone!r}; for texts there are mini_bert, mini_bert_small, hf/ and a folder or a model type of transformers, or pass a module")
+        return _hf_text(backbone, data.n_classes, tokenizer, pretrained, kw)
+    if pretrained and backbone=="mini_bert_small": raise ValueError("backbone 'mini_bert_small' has random weights; the pretrained one is 'mini_bert'")
+    if backbone=="mini_bert_small": kw = {**dict(pretrained=False, texts=data.train.texts), **kw}
+    net,own = import_module("mhex.minibert").mini_bert(data.n_classes, class_names=data.class_names, multi_label=data.multi_label, seed=seed, **kw)
+    if tokenizer is not None and tokenizer.get_vocab()!=own.get_vocab():
+        raise ValueError(f"backbone {backbone!r} has its own tokenizer, of {len(own)} tokens, and the one given or used on the data has {len(tokenizer)}: leave it out, and give the data as load_text returns them")
+    return net,own
+
+def _text_setup(data, backbone, r, seed, tokenizer, max_length, pretrained, backbone_kw):
+    "Encoded data (or loaders), network and tokenizer"
+    if not isinstance(backbone, (str,nn.Module)): raise TypeError(f"backbone is {type(backbone).__name__}; expected a name or a torch.nn.Module")
+    if isinstance(backbone, MHEX): raise RuntimeError("backbone has MHEX attached already; give mhex.detach(model), the network alone")
+    source,before = _text_source(data),rng_state()
+    try:
+        set_seed(seed)
+        net,tok = text_backbone(backbone, source, tokenizer, pretrained, seed, backbone_kw)
+    finally: set_rng_state(before)
+    check_tokenizer(tok, net)
+    if source.train.encoded is None:
+        n = min(o for o in (max_length or r.max_length, token_limit(net), tok.model_max_length) if o is not None)
+        source = source.encode(tok, n)
+    elif max_length not in (None,source.max_length): raise ValueError(f"max_length is {max_length}, the data are encoded already, up to {source.max_length} tokens; leave it out, or give them as load_text returns them")
+    elif tok.get_vocab()!=source.tokenizer.get_vocab(): raise ValueError(f"the data are encoded with another tokenizer ({len(source.tokenizer)} tokens) than the network's ({len(tok)}); give them as load_text returns them")
+    return (source if isinstance(data, TextData) else data),net,tok
+
 def _model(backbone, k, names, many, channels, r, explain, mode, seed, pretrained, backbone_kw, attach_kw):
     "The network, MHEX or plain; the same seed gives both the same initial trunk"
     before = rng_state()
@@ -543,13 +661,13 @@ def _model(backbone, k, names, many, channels, r, explain, mode, seed, pretraine
     finally: set_rng_state(before)
 
 def mhex_learner(
-    data,                    # `ImageData` from `mhex.load_data`, or fastai `DataLoaders`
-    backbone="resnet18_28",  # A name for `mhex.create_backbone`, or a module (used as it is, not copied)
-    recipe="quick",          # A name in `recipes`, or a `Recipe`
+    data,                    # `ImageData` from `mhex.load_data`, `TextData` from `mhex.load_text`, or fastai `DataLoaders`
+    backbone=None,           # A name for `mhex.create_backbone`, for texts one of the table above, or a module (used as it is, not copied); None: "resnet18_28", "mini_bert"
+    recipe=None,             # A name in `recipes`, or a `Recipe`; None: "quick", for texts "quick-text", for "mini_bert_small" "scratch-text"
     explain:bool=True,       # False: the plain network, the twin to compare with
     mode:str="train",        # "train", or "probe": the backbone is frozen and only heads learn
     seed:int=0,              # Of weights, order, augmentation
-    pretrained:bool=False,   # Weights of torchvision or timm, for a backbone given by name
+    pretrained:bool=False,   # Weights of torchvision, timm or the hub, for a backbone given by name; "mini_bert" has its own in any case
     metrics=None,            # fastai metrics; None: accuracy and AUC as MedMNIST counts them
     targets:str="labels",    # What heads learn: "labels", or "backbone": its own predictions (probe mode)
     bs:int|None=None,        # Batch size; None: the recipe's
@@ -557,20 +675,30 @@ def mhex_learner(
     backbone_kw=None,        # Settings of `create_backbone`, over the recipe's
     n_classes:int|None=None, # Only for loaders that do not know
     multi_label:bool|None=None, # Only for loaders that do not know
+    tokenizer=None,          # Texts: for a backbone that brings none
+    max_length:int|None=None,# Texts: most tokens; None: the recipe's
     **attach_kw,             # Settings of `mhex.attach`: predict, pool, rank, gate_bias, ...
 ):                           # -> `MHEXLearner`
     "fastai `Learner` of an MHEX model, or of its plain twin"
-    name = data.name if isinstance(data, ImageData) else getattr(getattr(data, "data", None), "name", None)
-    r = get_recipe(recipe).on(name)
+    texts = _text_source(data) is not None
+    name = data.name if isinstance(data, (ImageData,TextData)) else getattr(getattr(data, "data", None), "name", None)
+    if backbone is None: backbone = "mini_bert" if texts else "resnet18_28"
+    r = get_recipe(recipe or ("quick" if not texts else "scratch-text" if backbone=="mini_bert_small" else "quick-text")).on(name)
+    if not texts and max_length is not None: raise ValueError("max_length is for texts from mhex.load_text; these data are none")
     if targets=="backbone" and not (explain and mode=="probe"): raise ValueError("targets='backbone' teaches heads what a frozen backbone predicts; it needs mode='probe'")
     if not explain and (attach_kw or mode!="train"): raise ValueError(f"explain=False trains the plain network; {', '.join(attach_kw) or 'mode'} means nothing to it")
+    if texts:
+        data,backbone,tokenizer = _text_setup(data, backbone, r, seed, tokenizer, max_length, pretrained, backbone_kw)
+        pretrained,backbone_kw = False,None
     dls = _loaders(data, r, seed, bs, device)
     _check_loaders(dls)
     k,names,many,prep,name = _data_facts(data, n_classes, multi_label)
     if n_classes not in (None,k): raise ValueError(f"n_classes is {n_classes}, the data have {k} classes{'' if names is None else ': '+', '.join(names[:12])}; leave n_classes out")
     if multi_label not in (None,many): raise ValueError(f"multi_label is {multi_label}, the data say {many}; leave it out")
-    channels = prep["channels"] if prep else int(next(iter(dls.valid))[0].shape[1])
+    channels = prep["channels"] if prep and "channels" in prep else _channels(dls)
+    if explain and tokenizer is not None: attach_kw["tokenizer"] = tokenizer
     model = _model(backbone, k, names, many, channels, r, explain, mode, seed, pretrained, backbone_kw, attach_kw)
+    _check_size(model, data)
     if explain: model.preprocess = prep
     if metrics is None: metrics = [ScoreMetric(accuracy_score, "accuracy", many), ScoreMetric(auc_score, "auc", many)]
     cbs = [SeedCallback(seed), CheckBatchCallback(k, many), HistoryCallback()]
@@ -579,17 +707,22 @@ def mhex_learner(
     learn = MHEXLearner(dls, model, loss_func=BCEWithLogitsLossFlat() if many else CrossEntropyLossFlat(), opt_func=_optimizer(r), lr=r.lr, wd=r.wd,
                         splitter=_groups, metrics=metrics, cbs=cbs, moms=(.95,.85,.95))
     learn.recipe = r
-    learn.facts = dict(recipe=asdict(r), seed=seed, data=name, images=len(dls.train.dataset), bs=_bs(dls.train), model=model.config if explain else "plain", targets=targets)
+    learn.facts = dict(recipe=asdict(r), seed=seed, data=name, images=len(dls.train.dataset), bs=_bs(dls.train), model=model.config if explain else "plain", targets=targets,
+                       **({"max_length":prep["max_length"]} if texts else {}))
     return learn
 
-# %% ../nbs/31_train.ipynb #288f437a
-def _schedule(r):
+# %% ../nbs/31_train.ipynb #282e53e8
+def _schedule(r, lr):
     "fastai schedules of a recipe, by hyper-parameter"
     if r.schedule=="constant": return {}
-    if r.schedule=="one-cycle": return {"lr":combined_cos(.25, r.lr/25, r.lr, r.lr/1e5), "mom":combined_cos(.25, .95, .85, .95)}
-    if r.schedule=="cosine": return {"lr":SchedCos(r.lr, r.lr_end)}
-    if r.schedule=="steps": return {"lr":lambda pct: r.lr*.1**((pct>=.5)+(pct>=.75))}
-    raise ValueError(f"recipe {r.name!r} has schedule {r.schedule!r}; expected constant, one-cycle, cosine or steps")
+    if r.schedule=="one-cycle": return {"lr":combined_cos(.25, lr/25, lr, lr/1e5), "mom":combined_cos(.25, .95, .85, .95)}
+    if r.schedule in ("cosine","linear"): return {"lr":(SchedCos if r.schedule=="cosine" else SchedLin)(lr, r.lr_end*lr/r.lr)}
+    if r.schedule=="steps": return {"lr":lambda pct: lr*.1**((pct>=.5)+(pct>=.75))}
+    raise ValueError(f"recipe {r.name!r} has schedule {r.schedule!r}; expected constant, one-cycle, cosine, linear or steps")
+
+def _lr(r, groups):
+    "Learning rate of each parameter group: what is new comes last"
+    return r.lr if r.head_lr==1 else r.lr*np.array([1.]*(groups-1)+[r.head_lr])
 
 def fit_recipe(
     learn,                # From `mhex_learner`
@@ -606,17 +739,32 @@ def fit_recipe(
     r = learn.recipe
     n = r.n_epochs(len(learn.dls.train)) if epochs is None else epochs
     if not isinstance(n, int) or n<1: raise ValueError(f"epochs is {n!r}; expected a whole number from 1 up")
-    cbs = [ParamScheduler(s)] if (s := _schedule(r)) else []
+    lr = _lr(r, len(learn.splitter(learn.model)))
+    cbs = [ParamScheduler(s)] if (s := _schedule(r, lr)) else []
+    if r.clip: cbs.append(GradientClip(r.clip))
     if r.select: cbs.append(BestCallback(r.select, r.patience))
     if folder is not None: cbs.append(CheckpointCallback(folder, every, resume, overwrite))
-    if not quiet: learn.fit(n, lr=r.lr, wd=r.wd, cbs=cbs)
+    if not quiet: learn.fit(n, lr=lr, wd=r.wd, cbs=cbs)
     else:
-        with learn.no_bar(), learn.no_logging(): learn.fit(n, lr=r.lr, wd=r.wd, cbs=cbs)
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, lr=lr, wd=r.wd, cbs=cbs)
     return learn
 
 MHEXLearner.fit_recipe = fit_recipe
 
-# %% ../nbs/31_train.ipynb #06556e7c
+# %% ../nbs/31_train.ipynb #50360c3a
+def _encoded(data, model, learn):
+    "Texts with tokens, by the model's own tokenizer if they have none"
+    if data.train.encoded is not None: return data
+    own = _text_source(learn.dls) if learn is not None else None
+    if own is not None and all(own[s].texts==data[s].texts for s in ("train","valid","test")): return own
+    tok,n = (own.tokenizer,own.max_length) if own is not None else (getattr(model, "tokenizer", None),(getattr(model, "preprocess", None) or {}).get("max_length"))
+    if tok is None: raise ValueError(f"{data.name} has no tokens yet, and the model no tokenizer: data = data.encode(tokenizer)")
+    return data.encode(tok, n or min(o for o in (128,token_limit(model),tok.model_max_length) if o is not None))
+
+def _to(x, device):
+    "A batch on a device; a dict stays one"
+    return TextBatch({k:v.to(device) for k,v in x.items() if isinstance(v, Tensor)}) if isinstance(x, Mapping) else x.to(device)
+
 def _batches(data, split, bs):
     if isinstance(data, ImageData):
         n = len(data[split])
@@ -626,28 +774,33 @@ def _batches(data, split, bs):
         name = "valid" if split=="val" else split
         if not hasattr(data, name): raise ValueError(f"the data loaders have no split {split!r}; pass the loader itself")
         data = getattr(data, name)
-    if not hasattr(data, "__iter__"): raise TypeError(f"data is {type(data).__name__}; expected an ImageData, DataLoaders or a data loader of (x, y) batches")
+    if not hasattr(data, "__iter__"): raise TypeError(f"data is {type(data).__name__}; expected an ImageData, a TextData, DataLoaders or a data loader of (x, y) batches")
     if getattr(data, "shuffle", False) and hasattr(data, "new"): data = data.new(shuffle=False, drop_last=False)
     for b in data: yield b[0],b[-1]
 
 @torch.no_grad()
 def predict_split(
     model,            # An attached model, any other module, or a learner
-    data,             # `ImageData`, `DataLoaders`, or a loader of normalised batches
+    data,             # `ImageData`, `TextData`, `DataLoaders`, or a loader of batches as the model takes them
     split:str="test", # train, valid or test
     bs:int=256,       # Images at a time
 )->tuple:             # Logits `n k` and labels, on the CPU
     "Logits and labels of a whole split, in its own order"
-    model = getattr(model, "model", model) if isinstance(model, Learner) else model
+    model,learn = (model.model,model) if isinstance(model, Learner) else (model,None)
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module or a learner")
     device = next(model.parameters()).device
-    got = []
+    got,order = [],None
+    if isinstance(data, TextData):
+        ds = _encoded(data, model, learn)[split]
+        order = np.argsort(-ds.encoded.n, kind="stable")
+        data = (ds.batch(order[i:i+bs]) for i in range(0, len(ds), bs))
     with evaluating(model):
         for x,y in _batches(data, split, bs):
-            check_images(x := x.to(device), model, channels=isinstance(model, MHEX))
-            got.append((unwrap_logits(model(x)).float().cpu(), y.cpu()))
+            check_inputs(x := _to(x, device), model)
+            got.append((run_model(model, x).float().cpu(), y.cpu()))
     if not got: raise ValueError(f"the {split} split is empty")
     logits,y = (torch.cat(o) for o in zip(*got))
+    if order is not None: logits,y = (o[torch.from_numpy(np.argsort(order))] for o in (logits,y))
     if y.ndim==2 and y.shape!=logits.shape: raise ValueError(f"labels have shape {tuple(y.shape)}, the model gives {tuple(logits.shape)}; for one class an image they are ({len(y)},): y.squeeze(1)")
     if y.ndim==1 and not 0<=y.min()<=y.max()<logits.shape[1]:
         raise ValueError(f"labels run from {y.min().item():g} to {y.max().item():g}, the model has {logits.shape[1]} classes")
@@ -655,7 +808,7 @@ def predict_split(
 
 def evaluate(
     model,            # An attached model, any other module, or a learner
-    data,             # `ImageData`, `DataLoaders`, or a loader of normalised batches
+    data,             # `ImageData`, `TextData`, `DataLoaders`, or a loader of batches as the model takes them
     split:str="test", # train, valid or test
     bs:int=256,       # Images at a time
 )->dict:              # loss, accuracy, auc (fractions), n
@@ -666,7 +819,7 @@ def evaluate(
     probs = p.sigmoid() if many else p.softmax(1)
     return dict(loss=loss.item(), accuracy=accuracy_score(probs, y, many), auc=auc_score(probs, y, many), n=len(y))
 
-# %% ../nbs/31_train.ipynb #8cee8e2c
+# %% ../nbs/31_train.ipynb #331e876b
 class MHEXInterpretation:
     "Where a model is wrong, and what it looked at"
     def __init__(self,
@@ -676,7 +829,9 @@ class MHEXInterpretation:
         targs:Tensor,        # `n` class indices, or `n k`
         vocab:list,          # Class names
         preprocess=None,     # Mean and std, to show images as they were
+        texts=None,          # The texts, `n` strings, where the inputs are texts
     ):
+        self.texts = texts
         self.model,self.dl,self.logits,self.targs,self.vocab,self.preprocess = model,dl,logits,targs,[str(v) for v in vocab],preprocess
         self.multi_label = targs.ndim==2
         self.preds = logits.sigmoid() if self.multi_label else logits.softmax(1)
@@ -701,14 +856,16 @@ class MHEXInterpretation:
         logits,targs = predict_split(learn.model, dl)
         data = getattr(learn.dls, "data", None)
         prep = getattr(learn.model, "preprocess", None) or (data.preprocess if isinstance(data, ImageData) else None)
+        texts = getattr(getattr(dl, "dataset", None), "texts", None)
         vocab = getattr(learn.model, "class_names", None) or getattr(learn.dls, "vocab", None) or range(logits.shape[1])
-        return cls(learn.model, dl, logits, targs, vocab, prep)
+        return cls(learn.model, dl, logits, targs, vocab, prep, texts)
 
     def inputs(self,
         idxs, # Indices, a list or tensor
-    )->Tensor: # `b c h w`, normalised
-        "Some images, as the model sees them"
+    )->Tensor: # `b c h w`, normalised; of texts a padded batch
+        "Some inputs, as the model sees them"
         idxs = [int(i) for i in idxs]
+        if isinstance(self.dl, TextDL): return self.dl.dataset.batch(idxs)[0]
         if isinstance(self.dl, ImageDL):
             x,_ = self.dl.dataset.batch(idxs)
             return self.dl.normalize(x) if self.dl.normalize else x
@@ -724,10 +881,13 @@ class MHEXInterpretation:
     )->tuple:              # Losses and indices
         "The greatest losses and where they are"
         k = len(self.losses) if k is None else k
-        if not 1<=k<=len(self.losses): raise ValueError(f"k is {k}; there are {len(self.losses)} images")
+        if not 1<=k<=len(self.losses): raise ValueError(f"k is {k}; there are {len(self.losses)} {self._what}")
         return self.losses.topk(k, largest=largest)
 
-    def __repr__(self): return f"MHEXInterpretation of {len(self.losses)} images, {len(self.vocab)} {'labels' if self.multi_label else 'classes'}, mean loss {self.losses.mean():.3f}"
+    @property
+    def _what(self): return "images" if self.texts is None else "texts"
+
+    def __repr__(self): return f"MHEXInterpretation of {len(self.losses)} {self._what}, {len(self.vocab)} {'labels' if self.multi_label else 'classes'}, mean loss {self.losses.mean():.3f}"
 
 # %% ../nbs/31_train.ipynb #9bdc1b36
 @patch
@@ -782,26 +942,46 @@ def plot_confusion_matrix(self:MHEXInterpretation,
     plt.close(fig)
     return fig
 
-# %% ../nbs/31_train.ipynb #fc236ad1
+# %% ../nbs/31_train.ipynb #b5c17b7a
 def _names(row, vocab, multi_label):
     "Class name of one label, or the names of all labels that are on"
     if not multi_label: return vocab[int(row)]
     return ", ".join(vocab[i] for i in (row>.5).nonzero()[:,0].tolist()) or "none"
 
+def _verdict(interp, i, loss):
+    "What was said of one input, and what is true"
+    p = "" if interp.multi_label else f" {interp.preds[i].max():.2f}"
+    return f"{_names(interp.decoded[i], interp.vocab, interp.multi_label)}{p}, true: {_names(interp.targs[i], interp.vocab, interp.multi_label)}, loss {loss:.2f}"
+
+@patch
+def _top_texts(self:MHEXInterpretation, losses, idxs, saliency, kind, settings):
+    "Texts with what was said of them, as HTML; words coloured by what speaks for the predicted class"
+    page,words = import_module("mhex.tokens"),[None]*len(idxs)
+    if saliency:
+        x = _to(self.inputs(idxs), next(self.model.parameters()).device)
+        words = import_module("mhex.saliency").explain(self.model, x).words(kind=kind, **settings)
+    def one(i, loss, w):
+        show = dict(tokens=self.texts[i].split(), scores=torch.zeros(len(self.texts[i].split()))) if w is None else w.show()
+        if kind=="exact" and w is not None: show["scores"] = w.scores/sum(z-a for (a,z),m in zip(w.spans, w.muted) if not m) # the words add up to the logit
+        return page.token_html(**show, title=_verdict(self, i, loss), unit="logits" if kind=="exact" else "raw")
+    return page.TokenHTML("\n".join(one(int(i), l, w) for i,l,w in zip(idxs, losses, words)))
+
 @patch
 def plot_top_losses(self:MHEXInterpretation,
-    k:int=9,           # How many images
+    k:int=9,           # How many images or texts
     ncols:int=3,       # Images in a row
     largest:bool=True, # False: the smallest losses
-    saliency=None,     # Map of the predicted class beside each image; None: where the model is an attached one
-    kind:str="paper",  # Of the map, see `Explanation.map`
+    saliency=None,     # Map of the predicted class beside each image, or colours of words; None: where the model is an attached one
+    kind:str=None,     # Of the map, see `Explanation.map`; None: "paper" for images, "exact" for texts
     figsize=None,      # Inches
     **settings,        # Of the map
-):                     # matplotlib figure
-    "The images with the greatest losses, and what the model looked at"
+):                     # matplotlib figure; for texts HTML, which a notebook shows
+    "The inputs with the greatest losses, and what the model looked at"
     saliency = isinstance(self.model, MHEX) if saliency is None else saliency
     if saliency and not isinstance(self.model, MHEX): raise ValueError("saliency needs an attached model; this learner trains a plain network: saliency=False, or mhex_learner(explain=True)")
     losses,idxs = self.top_losses(k, largest)
+    kind = kind or ("paper" if self.texts is None else "exact")
+    if self.texts is not None: return self._top_texts(losses, idxs, saliency, kind, settings)
     x = self.inputs(idxs)
     plt,width = import_module("matplotlib.pyplot"),2 if saliency else 1
     maps = None

