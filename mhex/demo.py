@@ -130,7 +130,7 @@ def run_demo(
     say(f"wrote {out}: open report.html; pictures grid.png, classes.png; tables results.csv, results.json; the model in model/")
     return results
 
-# %% ../nbs/55_demo.ipynb #4fbcbf49
+# %% ../nbs/55_demo.ipynb #cb9b1176
 def _pick(learn, data, n=6):
     "Test texts to show: the first ones, and of the wrongly classified the first two"
     logits,y = predict_split(learn, data)
@@ -178,7 +178,7 @@ def run_text_demo(
     table = [{"model":n, "test accuracy":round(s["accuracy"], 4), "test AUC":round(s["auc"], 4), "texts":s["n"]} for n,s in scores.items()]
     say("\n"+_table(table))
     some = _pick(learn, data)
-    exp = explain(model, learn.dls.data.batch("test", some)[0])
+    exp = explain(model, [data.test.texts[i] for i in some]) # as they were written, in full
     layers,delta = _layer_rows(learn, exp),float(exp.completeness_delta.max())
     say("\n"+_table(layers)+f"\n\nexact maps add up to the logit within {delta:.1e} (float32, {len(some)} texts)")
     titles = [f"true: {_truth(data, i)}" for i in some]
@@ -191,7 +191,8 @@ def run_text_demo(
     write_report(out/"report.html", f"MHEX on {data.name}", [
         ("Accuracy", [("text", _accuracy_text(data, learners.get("plain")).replace("several an image", "several a text")), ("table", table)]),
         ("Words", [("text", "Test texts, all classes from one forward pass: red speaks for the class, blue and underlined against it. The numbers (rest the pointer on a word) add up to the logit of their row. "
-                            "The arrow marks the predicted class. A word is what the tokenizer calls one; special tokens are grey and count nothing."), ("words", words_html(exp, theme="auto", titles=titles))]),
+                            "The arrow marks the predicted class. Texts are read in full here, in training and test up to "
+                            f"{learn.dls.data.max_length} tokens. A word is what the tokenizer calls one; special tokens are grey and count nothing."), ("words", words_html(exp, theme="auto", titles=titles))]),
         ("Layers", [("text", "Every layer has a head. Attention mixes tokens: where the cosine between them comes near 1, a map over them says little."), ("table", layers)]),
         ("Limits", [("text", f"Largest difference between the sum of a row and its logit: {delta:.1e}. Coloured words show where the evidence that the network used lies. They do not say that the network is right, nor why.")]),
     ], footer=f"{versions}; data {data.name}, recipe {recipe}, seed {seed}, backbone {name}")

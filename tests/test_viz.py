@@ -322,7 +322,7 @@ def test_hostile_names_in_the_report(tmp_path, name):
 
 def test_report_parts(tmp_path):
     assert table_html([]) == "" and "<td>0.5000</td><td>3</td>" in table_html([{"a": .5, "n": 3}])
-    with pytest.raises(ValueError, match="'text', 'table' or 'image'"): write_report(tmp_path/"r.html", "t", [("h", [("html", "<b>")])])
+    with pytest.raises(ValueError, match="'text', 'table', 'image' or 'words'"): write_report(tmp_path/"r.html", "t", [("h", [("html", "<b>")])])
     with pytest.raises(FileNotFoundError): write_report(tmp_path/"r.html", "t", [("h", [("image", tmp_path/"none.png", "")])])
     assert not list(tmp_path.iterdir())
 
