@@ -6,7 +6,7 @@ Docs: https://example.org/mhex/docs/cnn.html.md"""
 
 # %% auto #0
 __all__ = ['ResNetAdapter', 'RegNetAdapter', 'ConvNeXtAdapter', 'EfficientNetAdapter', 'TorchvisionAdapter', 'SmallBlock',
-           'SmallResNet']
+           'local_contrast', 'SmallResNet']
 
 # %% ../nbs/11_cnn.ipynb #d22e847b
 import torch
@@ -138,7 +138,7 @@ class TorchvisionAdapter(Adapter):
         known = all(isinstance(p, (nn.LayerNorm,nn.Flatten,nn.Dropout,nn.Linear)) for p in parts)
         return ClassifierSpec(features, parts[-1], norm) if features is not None and known and isinstance(parts[-1], nn.Linear) else None
 
-# %% ../nbs/11_cnn.ipynb #a162e2b6
+# %% ../nbs/11_cnn.ipynb #a4e88730
 class _SkipPad(nn.Module):
     "Shortcut without parameters: every second pixel, new channels filled with zeros on both sides"
     def __init__(self, new): super().__init__(); self.new = new
@@ -163,6 +163,21 @@ class SmallBlock(nn.Module):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out+self.shortcut(x))
 
+def local_contrast(
+    x,           # Images, `b c h w`
+    sigma:float, # Width of the blur: standard deviation, px
+):               # `b c h w`: about 0 where nothing stands out from its surroundings
+    "Images less their own Gaussian blur; edge pixels go on outside"
+    b,c,h,w = x.shape
+    r = int(3*sigma)
+    t = torch.arange(-r, r+1, dtype=x.dtype, device=x.device)
+    k = torch.exp(-t**2/2/sigma**2)
+    k = k/k.sum()
+    def index(n): return torch.arange(-r, n+r, device=x.device).clamp(0, n-1)
+    m = F.conv2d(x.reshape(b*c,1,h,w)[...,index(w)], k[None,None,None])
+    m = F.conv2d(m[:,:,index(h)], k[None,None,:,None])
+    return x-m.reshape(b,c,h,w)
+
 class SmallResNet(nn.Module):
     "ResNet for small images: 3x3 stem, no max-pool"
     def __init__(self,
@@ -171,9 +186,11 @@ class SmallResNet(nn.Module):
         width:int=64,           # Channels of the first stage, doubled at each further one
         blocks=(2,2,2,2),       # Blocks in each stage
         option_a:bool=False,    # Shortcuts without parameters
+        contrast:float|None=None, # See each image less its own blur of this width, px (`local_contrast`); None: the image itself
     ):
         super().__init__()
-        c = width
+        if contrast is not None and not contrast>0: raise ValueError(f"contrast is {contrast}; expected the width of a blur in px, > 0, or None")
+        c,self.contrast = width,contrast
         self.conv1,self.bn1 = nn.Conv2d(in_channels, c, 3, 1, 1, bias=False),nn.BatchNorm2d(c)
         for i,n in enumerate(blocks):
             out = width*2**i
@@ -184,6 +201,7 @@ class SmallResNet(nn.Module):
         self.linear = nn.Linear(c, n_classes)
 
     def forward(self, x):
+        if self.contrast is not None: x = local_contrast(x, self.contrast)
         x = F.relu(self.bn1(self.conv1(x)))
         for i in range(self.stages): x = getattr(self, f"layer{i+1}")(x)
         return self.linear(x.mean((2,3)))

@@ -6,7 +6,8 @@ Docs: https://example.org/mhex/docs/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['NORMALIZE', 'map_kinds', 'CLASSIFIER', 'Target', 'make_target', 'resize_sum', 'resize_maps', 'normalize_maps',
-           'PaperMap', 'ExactMap', 'author_settings', 'WordMap', 'Explanation', 'check_images', 'explain']
+           'PaperMap', 'ExactMap', 'author_settings', 'EvidenceMap', 'WordMap', 'Explanation', 'check_images',
+           'explain']
 
 # %% ../nbs/20_saliency.ipynb #15b81fc0
 import math
@@ -206,6 +207,29 @@ def author_settings(
 )->dict:   # For `exp.map(**author_settings(k))`
     "Settings of the paper's map that the author used for numbers"
     return dict(kind="paper", positive=1., negative=-1., sharpness=(min(1., 1/k+.1), .1), alpha=.9, features="gated")
+
+# %% ../nbs/20_saliency.ipynb #0a227138
+@map_kinds.register("evidence")
+class EvidenceMap:
+    "Where each block finds the class rather than the others, blocks counted alike; positive"
+    keeps_mean = False
+    def __init__(self,
+        exp,           # `Explanation`
+        peak:float=1., # `t`: how much peaks count over the rest, > 0
+    ):
+        if not peak>0: raise ValueError(f"peak is {peak}; expected a number > 0: how much peaks count over the rest")
+        self.exp,self.peak = exp,peak
+
+    def block(self, record, target):
+        E = record.E if len(record.E)==1 or self.exp.multi_label else record.E-record.E.mean(0)
+        m = (E if target is None else target.rows(E))@record.s.flatten(2).relu()
+        mean = m.mean(-1, keepdim=True)
+        m = m-mean
+        sd = m.pow(2).mean(-1, keepdim=True).sqrt()
+        z = m/torch.maximum(sd, 1e-6*mean.abs()+torch.finfo(m.dtype).tiny) # rounding is no evidence
+        return (self.peak*z).clamp(max=6).exp().unflatten(2, record.size)
+
+    def weights(self, blocks): return {i:1. for i in (range(len(self.exp.records)) if blocks is None else blocks)}
 
 # %% ../nbs/20_saliency.ipynb #fcccd1e5
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from .saliency import check_images
 from .textdata import TextBatch, TextData, TextDL
 from .transformer import check_batch, check_tokenizer, token_limit
 
-# %% ../nbs/31_train.ipynb #65a76b7a
+# %% ../nbs/31_train.ipynb #9a8d75f2
 @dataclass(frozen=True)
 class Recipe:
     "A named way to train"
@@ -95,6 +95,7 @@ recipes = {r.name:r for r in [
     Recipe("quick-text", "adamw", lr=2e-4, head_lr=10., wd=.01, schedule="one-cycle", clip=1., epochs=1, min_steps=25, bs=32, max_length=64, pretrained=True),
     Recipe("scratch-text", "adamw", lr=2e-3, wd=.01, schedule="one-cycle", clip=1., epochs=6, min_steps=200, bs=32, max_length=64),
     Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)})]}
+recipes["quick-evidence"] = replace(recipes["quick"], name="quick-evidence", attach=dict(pool="softmax"))
 
 def get_recipe(
     recipe, # A name in `recipes`, or a `Recipe`

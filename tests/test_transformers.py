@@ -362,7 +362,7 @@ def test_special_ids_from():
         with mhex.attach(text_net("roberta"), 3) as model: assert torch.equal(mhex.explain(model, x).valid, want)
 
 
-def test_layers_and_smoothing():
+def test_layers_and_smoothing(tmp_path):
     "Early layers, lists, measured smoothing as weights; padding does not change what is measured."
     with mhex.attach(text_net("bert", num_hidden_layers=5), 3, special_ids=SPECIAL) as model:
         exp, one = mhex.explain(model, batch(*TEXTS)), mhex.explain(model, batch(TEXTS[1]))
@@ -381,8 +381,9 @@ def test_layers_and_smoothing():
         with pytest.raises(ValueError, match="give one"): exp.map(blocks=0, layers=[0])
         with pytest.raises(ValueError, match="'smoothing'"): exp.map(alpha="auto")
         with pytest.raises(ValueError, match="one value a token"): exp.map(size=(3, 3))
-        with pytest.raises(RuntimeError, match="exp.words"): exp.plot()
-        with pytest.raises(RuntimeError, match="exp.words"): exp.save("nowhere")
+        with pytest.raises(RuntimeError, match="words need the tokenizer"): exp.plot()
+        with pytest.raises(RuntimeError, match="words need the tokenizer"): exp.save(tmp_path/"nowhere")
+        assert not list(tmp_path.iterdir())  # nothing half-written
 
 
 # ---------------------------------------------------------------- bad input
