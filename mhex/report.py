@@ -15,7 +15,7 @@ from pathlib import Path
 from .files import whole_file
 from .tokens import TokenHTML
 
-# %% ../nbs/45_report.ipynb #9ff41663
+# %% ../nbs/45_report.ipynb #8d2805b0
 _CSS = """:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.7rem}h2{margin-top:2.2rem;font-size:1.2rem}img{max-width:100%;height:auto;background:#fff;border-radius:6px}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}td,th{padding:.3rem .8rem;border-bottom:1px solid #8884;text-align:right}
@@ -35,7 +35,7 @@ def table_html(
     if not rows: return ""
     head = "".join(f"<th>{escape(str(k))}</th>" for k in rows[0])
     body = "".join("<tr>"+"".join(f"<td>{escape(cell_text(v))}</td>" for v in r.values())+"</tr>" for r in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 def _part(p):
     kind,value,*more = p
