@@ -6,12 +6,13 @@ Docs: https://example.org/mhex/docs/adapt.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICT', 'Layout', 'BlockSpec', 'ClassifierSpec', 'Adapter', 'register_adapter', 'adapters', 'find_adapter', 'Tap',
-           'unwrap_logits', 'MHEX', 'attach', 'detach']
+           'unwrap_logits', 'run_model', 'MHEX', 'attach', 'detach']
 
-# %% ../nbs/10_adapt.ipynb #ec98f206
+# %% ../nbs/10_adapt.ipynb #4c5dd243
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
 from importlib import import_module
 
 import torch
@@ -201,7 +202,7 @@ class Tap:
         self.clear()
         return out
 
-# %% ../nbs/10_adapt.ipynb #34c6056b
+# %% ../nbs/10_adapt.ipynb #b8dc00be
 def unwrap_logits(
     out, # What a network returned: tensor, tuple, dict, or an object with `logits`
 )->Tensor: # `b k`
@@ -211,6 +212,17 @@ def unwrap_logits(
     if hasattr(out, "logits"): return out.logits
     if isinstance(out, (tuple,list)) and out and isinstance(out[0], Tensor): return out[0]
     raise TypeError(f"the backbone returned {type(out).__name__}; expected a tensor, a tuple that starts with one, or something with `logits`")
+
+def run_model(
+    model:nn.Module, # Attached, or any other
+    x,               # Images, or a batch by names (a dict)
+)->Tensor:           # Logits `b k`
+    "Logits, from networks that take a batch whole and from those that take it as keyword arguments"
+    if isinstance(model, MHEX) or not isinstance(x, Mapping): return unwrap_logits(model(x))
+    takes = signature(model.forward).parameters
+    if not {"input_ids","pixel_values"}&set(takes) and any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
+        takes = ("input_ids","attention_mask","token_type_ids","pixel_values") # it names none of them, so it takes what is usual
+    return unwrap_logits(model(**{k:v for k,v in x.items() if k in takes and k!="labels"}))
 
 PREDICT = ("last","mean","decay","backbone")
 

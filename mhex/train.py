@@ -6,12 +6,12 @@ Docs: https://example.org/mhex/docs/train.html.md"""
 
 # %% auto #0
 __all__ = ['recipes', 'augments', 'CHECKPOINT', 'HISTORY', 'Recipe', 'get_recipe', 'set_seed', 'rng_state', 'set_rng_state',
-           'accuracy_score', 'auc_score', 'ScoreMetric', 'reads_text', 'run_model', 'MHEXLearner', 'SeedCallback',
-           'plain_strides', 'check_inputs', 'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback',
-           'read_checkpoint', 'CheckpointCallback', 'text_backbone', 'mhex_learner', 'fit_recipe', 'predict_split',
-           'evaluate', 'MHEXInterpretation']
+           'accuracy_score', 'auc_score', 'ScoreMetric', 'reads_text', 'MHEXLearner', 'SeedCallback', 'plain_strides',
+           'check_inputs', 'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint',
+           'CheckpointCallback', 'text_backbone', 'mhex_learner', 'fit_recipe', 'predict_split', 'evaluate',
+           'MHEXInterpretation']
 
-# %% ../nbs/31_train.ipynb #26d40ad0
+# %% ../nbs/31_train.ipynb #47340216
 import csv, inspect, json, math, random, warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +36,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapt import MHEX, attach, unwrap_logits
+from .adapt import MHEX, attach, run_model, unwrap_logits
 from .data import ImageData, ImageDL, light_augment
 from .hooks import evaluating
 from .files import output_folder, whole_file
@@ -197,7 +197,7 @@ class ScoreMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../nbs/31_train.ipynb #2ef26120
+# %% ../nbs/31_train.ipynb #7e878560
 _ORDERED = (ImageDL,TextDL) # loaders whose order is a function of (seed, epoch), and which can begin in the middle
 
 def reads_text(
@@ -205,16 +205,6 @@ def reads_text(
 )->bool:
     "Whether a network takes a tokenizer's batch"
     return model.is_text if isinstance(model, MHEX) else "input_ids" in inspect.signature(model.forward).parameters
-
-def run_model(
-    model:nn.Module, # Attached, or any other
-    x,               # Images, or a batch by names (a dict)
-)->Tensor:           # Logits `b k`
-    "Logits, from networks that take a batch whole and from those that take it as keyword arguments"
-    if isinstance(model, MHEX) or not isinstance(x, Mapping): return unwrap_logits(model(x))
-    takes = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in takes.values()): takes = ("input_ids","attention_mask","token_type_ids","pixel_values")
-    return unwrap_logits(model(**{k:v for k,v in x.items() if k in takes}))
 
 # %% ../nbs/31_train.ipynb #a3e975db
 class MHEXLearner(Learner):

@@ -137,7 +137,7 @@ def check_batch(
     if "input_ids" in batch and ids.device.type=="cpu" and not 0<=ids.min()<=ids.max()<e.num_embeddings:
         raise ValueError(f"input_ids hold {int(ids.min())} to {int(ids.max())}, the model's embedding has {e.num_embeddings} rows: the tokenizer does not belong to this model")
 
-# %% ../nbs/12_transformer.ipynb #2c0ec092
+# %% ../nbs/12_transformer.ipynb #3f3951ba
 def encode_texts(
     tokenizer,           # A Hugging Face tokenizer
     texts,               # One string, or a list of them
@@ -150,14 +150,15 @@ def encode_texts(
         if not isinstance(t, str): raise TypeError(f"text {i} is {type(t).__name__}; expected strings")
         if not t.strip(): raise ValueError(f"text {i} is empty: there is no word to explain; leave it out")
     most = min(m for m in (limit, tokenizer.model_max_length, 10**9) if m is not None)
-    n = [len(o) for o in tokenizer(texts, verbose=False)["input_ids"]]
+    def encode(**cut): return tokenizer(texts, padding=len(texts)>1, return_tensors="pt", return_attention_mask=True, return_special_tokens_mask=True,
+                                        return_offsets_mapping=bool(tokenizer.is_fast), verbose=False, **cut)
+    batch = encode()
+    n = batch["attention_mask"].sum(1).tolist()
     over = [i for i,m in enumerate(n) if m>most]
     if over:
         warnings.warn(f"text {over[0]} has {n[over[0]]} tokens, the model takes {most}: its last {n[over[0]]-most} are cut off"
                       +(f", and those of {len(over)-1} more of {len(texts)} texts" if len(over)>1 else ""), stacklevel=3)
-    cut = dict(truncation=True, max_length=most) if over else {}
-    return tokenizer(texts, padding=len(texts)>1, return_tensors="pt", return_attention_mask=True, return_special_tokens_mask=True,
-                     return_offsets_mapping=bool(tokenizer.is_fast), **cut)
+    return encode(truncation=True, max_length=most) if over else batch
 
 def cut_batch(
     batch,          # A tokenizer's batch

@@ -7,11 +7,9 @@ Docs: https://example.org/mhex/docs/explainers/attention.html.md"""
 # %% auto #0
 __all__ = ['Attention', 'attention_map', 'rollout', 'attention_gradient', 'Relevance', 'relevances', 'transformer_attribution']
 
-# %% ../../nbs/explainers/05_attention.ipynb #ce9aa9ae
+# %% ../../nbs/explainers/05_attention.ipynb #f7c14fda
 import math
 from collections.abc import Mapping
-from contextlib import contextmanager
-from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from ..adapt import MHEX, unwrap_logits
-from .base import Saliency, one_target, register_explainer
+from ..adapt import MHEX, run_model
+from .base import Saliency, aim, register_explainer, visiting
 from .gradient import whole
-from ..hooks import evaluating
-from ..saliency import check_images, make_target, resize_maps
+from .text import check_text
+from ..saliency import check_images, resize_maps
 
 # %% ../../nbs/explainers/05_attention.ipynb #15917907
 def _heads_attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False, keep=lambda A: A, product=lambda f,a,b: f(a, b), softmax=torch.softmax):
@@ -71,39 +69,8 @@ class Attention(TorchFunctionMode):
         if name=="conv2d" and not self.weights and out.ndim==4: self.grid = tuple(out.shape[2:])
         return out
 
-# %% ../../nbs/explainers/05_attention.ipynb #f9b4acba
+# %% ../../nbs/explainers/05_attention.ipynb #7d3bbba7
 def _part(x, i): return {k:v[i] if isinstance(v, Tensor) and v.ndim else v for k,v in x.items()} if isinstance(x, Mapping) else x[i]
-
-def _words(model, x):
-    "Which tokens of a tokenizer's batch are words, `b n` bool"
-    for k in ("input_ids","attention_mask"):
-        if not isinstance(x.get(k), Tensor) or x[k].ndim!=2: raise ValueError(f"the batch needs {k}, a tensor (b, n); it has {', '.join(map(repr, x)) or 'nothing'}")
-    if not x["input_ids"].numel(): raise ValueError(f"the batch is empty: input_ids has shape {tuple(x['input_ids'].shape)}")
-    own = getattr(getattr(model, "layout", None), "words", None) if isinstance(model, MHEX) else None
-    if own is not None: words = own(x)
-    elif isinstance(x.get("special_tokens_mask"), Tensor): words = x["attention_mask"].bool()&~x["special_tokens_mask"].bool()
-    else: raise ValueError("the batch has no special_tokens_mask, so special tokens cannot be told from words: tokenize with return_special_tokens_mask=True")
-    if not words.any(1).all(): raise ValueError(f"sample {int((~words.any(1)).nonzero()[0,0])} of the batch holds only special or padding tokens: there is no word to explain")
-    return words
-
-def _logits(model, x):
-    if not isinstance(x, Mapping): return unwrap_logits(model(x))
-    if isinstance(model, MHEX): return unwrap_logits(model(dict(x)))
-    takes = signature(model.forward).parameters
-    return unwrap_logits(model(**{k:v for k,v in x.items() if k in takes and k not in ("labels","special_tokens_mask")}))
-
-@contextmanager
-def _visit(model):
-    heads = getattr(model, "head_logits", None)
-    try:
-        with torch.inference_mode(False), evaluating(model): yield
-    finally:
-        if isinstance(model, MHEX): model.head_logits = heads
-
-def _names(model, class_names):
-    if class_names is not None or isinstance(model, MHEX): return class_names if class_names is not None else model.class_names
-    own = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return [own[i] for i in sorted(own)] if own and sorted(own)==list(range(len(own))) else None
 
 class _Tokens:
     "Where tokens lie, and which row of an attention matrix the prediction reads"
@@ -113,7 +80,7 @@ class _Tokens:
         self.model,self.rows,self.text = model,rows,isinstance(x, Mapping)
         self.net = model.backbone if isinstance(model, MHEX) else model
         if self.text:
-            self.words = _words(model, x)
+            self.words = check_text(model, x)
             self.first = x["attention_mask"].long().argmax(1) # not 0 where padding comes first
         else: check_images(x, model)
         self.n,self.device = (len(o:=x["input_ids"] if self.text else x),o.device)
@@ -157,13 +124,13 @@ def _explain(name, model, x, target, rows, chunk_size, class_names, flow, layer=
     "`flow(As, gradients, relevances, readers)` gives rows `b n`, one or several, of which `layer` is the map"
     whole("chunk_size", chunk_size)
     where,maps,ts = _Tokens(model, x, rows),[],[]
-    with _visit(model):
+    with visiting(model):
         for i in torch.arange(where.n, device=where.device).split(chunk_size):
             part,seen = _part(x, i),Attention()
-            with torch.set_grad_enabled(grad), seen: logits = _logits(model, part)
-            ts.append(t:=one_target(make_target(_target_part(target, i, where.n), logits.detach(), _names(model, class_names))))
+            with torch.set_grad_enabled(grad), seen: logits = run_model(model, part)
+            t,w = aim(model, logits, _target_part(target, i, where.n), class_names)
+            ts.append(t)
             where.see(seen, len(i))
-            w = t.rows(torch.eye(logits.shape[1]).to(logits.detach()).expand(len(i),-1,-1))[:,0] # of each class in the target
             gs = torch.autograd.grad((logits*w).sum(), seen.weights) if grad else None
             Rs = relevances(model, part, w) if relevance else None
             As = [A.detach() for A in seen.weights]
@@ -280,7 +247,7 @@ class _NoRule(torch.autograd.Function):
     def backward(ctx, R):
         raise TypeError(f"transformer attribution has no rule for the operation {ctx.name!r}, through which relevance flows in this network; use 'attention-gradient', which needs none")
 
-# %% ../../nbs/explainers/05_attention.ipynb #3d189dda
+# %% ../../nbs/explainers/05_attention.ipynb #a477adae
 _PASS = set("layer_norm native_layer_norm rms_norm gelu relu silu tanh softmax dropout".split())
 _SHARES = set("matmul bmm mean sum einsum".split())
 _ELEMENTWISE = set("add radd iadd sub mul rmul imul div truediv masked_fill".split())
@@ -322,7 +289,7 @@ def relevances(
 )->list:             # Of the attention weights of each layer, `b heads n n`
     "Layer-wise relevance propagation down to the attention weights"
     with torch.enable_grad(), Relevance() as run:
-        logits = _logits(model, x if isinstance(x, Mapping) else x.detach().clone().requires_grad_())
+        logits = run_model(model, x if isinstance(x, Mapping) else x.detach().clone().requires_grad_())
     return list(torch.autograd.grad(logits, run.weights, seed.to(logits)))
 
 @register_explainer("transformer-attribution", signed=False, class_specific=True, forward="2", backward="2", source="Chefer, Gur and Wolf, CVPR 2021")

@@ -6,11 +6,13 @@ Docs: https://example.org/mhex/docs/explainers/base.html.md"""
 
 # %% auto #0
 __all__ = ['explainers', 'text_explainers', 'Saliency', 'Facts', 'register_explainer', 'explainer_names', 'explainer',
-           'explainer_facts', 'library', 'one_target', 'explain_with', 'mhex_paper', 'mhex_exact']
+           'explainer_facts', 'library', 'one_target', 'visiting', 'own_names', 'aim', 'explain_with', 'mhex_paper',
+           'mhex_exact']
 
-# %% ../../nbs/explainers/00_base.ipynb #bb2ceb11
+# %% ../../nbs/explainers/00_base.ipynb #ae0e01b0
 import time
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, update_wrapper
 from importlib import import_module
@@ -18,8 +20,10 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from ..adapt import MHEX
 from ..core import Registry
-from ..saliency import explain, normalize_maps
+from ..hooks import evaluating
+from ..saliency import explain, make_target, normalize_maps
 
 # %% ../../nbs/explainers/00_base.ipynb #7b111ca0
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Saliency:
         how = "raw" if self.normalized is None else self.normalized
         return f"Saliency {tuple(self.map.shape)} by {self.method}, target {self.target_from}, {'signed' if self.signed else 'unsigned'}, {how}"
 
-# %% ../../nbs/explainers/00_base.ipynb #bfdf57d0
+# %% ../../nbs/explainers/00_base.ipynb #e5706a15
 @dataclass(frozen=True)
 class Facts:
     "What an explainer declares about itself"
@@ -132,6 +136,36 @@ def one_target(
     "A target that a `Saliency` can carry: one class, or one callable, a sample"
     if t.many: raise ValueError(f"target asks for {t.index.shape[1]} classes a sample; an explainer takes one, shape (b,): call it once a class")
     return t
+
+@contextmanager
+def visiting(
+    model:nn.Module, # A network, or an attached one
+):
+    "Evaluation mode inside the `with` block; an attached model's last logits stay those of the caller's own forward, and no graph stays behind"
+    heads = getattr(model, "head_logits", None)
+    try:
+        with torch.inference_mode(False), evaluating(model): yield
+    finally:
+        if isinstance(model, MHEX): model.head_logits = heads
+
+def own_names(
+    model:nn.Module, # A network, or an attached one
+    k:int,           # Classes
+)->list|None:        # `k` names, or None
+    "Names of the classes: an attached model's own, else those of a Hugging Face configuration"
+    if isinstance(model, MHEX): return model.class_names
+    own = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return [own[i] for i in range(k)] if len(own)==k and all(i in own for i in range(k)) else None
+
+def aim(
+    model:nn.Module,  # Whose class names count where none are given
+    logits:Tensor,    # `b k`
+    target,           # As `mhex.explain` takes it, one class a sample
+    class_names=None, # Names, one a class
+)->tuple:             # `mhex.saliency.Target`, and the weight of each class in it, `b k`
+    "The target, checked, and what of the logits it sums up"
+    t = one_target(make_target(target, logits.detach(), class_names if class_names is not None else own_names(model, logits.shape[1])))
+    return t,t.rows(torch.eye(logits.shape[1], device=logits.device, dtype=logits.dtype).expand(len(logits),-1,-1))[:,0]
 
 # %% ../../nbs/explainers/00_base.ipynb #4938fa28
 def _now(x):

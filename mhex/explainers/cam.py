@@ -7,15 +7,15 @@ Docs: https://example.org/mhex/docs/explainers/cam.html.md"""
 # %% auto #0
 __all__ = ['CAMView', 'n_blocks', 'gradcam', 'layercam', 'gradcam_pp', 'scorecam']
 
-# %% ../../nbs/explainers/01_cam.ipynb #f145ef19
+# %% ../../nbs/explainers/01_cam.ipynb #9d82e721
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ..adapt import MHEX, find_adapter, unwrap_logits
-from .base import Saliency, library, one_target, register_explainer
-from ..hooks import Handles, evaluating
+from .base import Saliency, library, one_target, register_explainer, visiting
+from ..hooks import Handles
 from ..saliency import check_images, make_target, resize_maps
 
 # %% ../../nbs/explainers/01_cam.ipynb #43a3e4e3
@@ -62,22 +62,19 @@ def n_blocks(
     "How many blocks `layer=` can choose among"
     return len(model.units) if isinstance(model, MHEX) else len(find_adapter(model).blocks(model))
 
-# %% ../../nbs/explainers/01_cam.ipynb #1078c22b
+# %% ../../nbs/explainers/01_cam.ipynb #5624f640
 def _cam(cls, name, model, x, target, layer, class_names, grad=True, **kw):
     "One layer's raw map by a TorchCAM class"
     if isinstance(cls, str): cls = getattr(library("torchcam.methods", "torchcam", name), cls)
-    view,heads = CAMView(model, layer),getattr(model, "head_logits", None)
+    view = CAMView(model, layer)
     check_images(x, model, channels=view.block is not None)
     names = class_names if class_names is not None else getattr(model, "class_names", None)
-    try:
-        with torch.inference_mode(False), torch.set_grad_enabled(grad), evaluating(model), view.watching(), cls(view, view.layer, **kw) as cam:
-            logits = view(x.detach().clone().requires_grad_(grad))
-            t = one_target(make_target(target, logits.detach(), names))
-            many = t.weights is not None # a callable, or one a sample
-            ask = dict(targets=list(target) if isinstance(target, (list,tuple)) else target) if many else dict(class_idx=t.index[:,0].tolist())
-            maps = cam(scores=logits, normalized=False, **ask)
-    finally:
-        if isinstance(model, MHEX): model.head_logits = heads # no graph of ours stays behind
+    with visiting(model), torch.set_grad_enabled(grad), view.watching(), cls(view, view.layer, **kw) as cam:
+        logits = view(x.detach().clone().requires_grad_(grad))
+        t = one_target(make_target(target, logits.detach(), names))
+        many = t.weights is not None # a callable, or one a sample
+        ask = dict(targets=list(target) if isinstance(target, (list,tuple)) else target) if many else dict(class_idx=t.index[:,0].tolist())
+        maps = cam(scores=logits, normalized=False, **ask)
     return Saliency(resize_maps(maps[0][:,None], x.shape[2:])[:,0], t.index[:,0], t.source, name, maps)
 
 _CAM = dict(signed=False, class_specific=True, forward="1", backward="1")

@@ -8,7 +8,7 @@ Docs: https://example.org/mhex/docs/explainers/gradient.html.md"""
 __all__ = ['Scorer', 'scoring', 'whole', 'generator', 'gauss_blur', 'make_baseline', 'gradient_x_input', 'integrated_gradients',
            'smoothgrad', 'gradient_shap']
 
-# %% ../../nbs/explainers/02_gradient.ipynb #6abe4350
+# %% ../../nbs/explainers/02_gradient.ipynb #545babed
 import math
 from contextlib import contextmanager
 from numbers import Integral
@@ -16,12 +16,11 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from ..adapt import MHEX, unwrap_logits
-from .base import Saliency, library, one_target, register_explainer
-from ..hooks import evaluating
+from ..adapt import unwrap_logits
+from .base import Saliency, library, one_target, register_explainer, visiting
 from ..saliency import check_images, make_target
 
-# %% ../../nbs/explainers/02_gradient.ipynb #430ee65a
+# %% ../../nbs/explainers/02_gradient.ipynb #13f8dd4e
 class Scorer:
     "The target's score as a function of images; `row` says which sample of the batch an image belongs to"
     def __init__(self,
@@ -64,11 +63,7 @@ def scoring(
     "Check, switch to evaluation mode, and leave the model as it was"
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     check_images(x, model)
-    heads = getattr(model, "head_logits", None)
-    try:
-        with torch.inference_mode(False), torch.no_grad(), evaluating(model): yield Scorer(model, x.detach().clone(), target, class_names)
-    finally:
-        if isinstance(model, MHEX): model.head_logits = heads
+    with visiting(model), torch.no_grad(): yield Scorer(model, x.detach().clone(), target, class_names)
 
 def whole(
     name:str,   # For the message
