@@ -212,7 +212,7 @@ def doctor_command(
     print("this folder can be written to")
     if missing: raise RuntimeError(f"required packages are missing: pip install {' '.join(missing)}")
 
-# %% ../nbs/60_cli.ipynb #d88b5ff0
+# %% ../nbs/60_cli.ipynb #7798e316
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` shows examples)\n")
 
@@ -239,7 +239,7 @@ def _data_options(p, default):
     p.add_argument("--root", help="folder with the data; default: $MHEX_DATA, then the library's own")
     p.add_argument("--download", action="store_true", help="get a MedMNIST set, or AG News, if it is missing")
     p.add_argument("--backbone", "--model", dest="backbone", metavar="NAME", help="e.g. resnet18_28, timm/resnet18, vit_small_28; for texts mini_bert, mini_bert_small, hf/FOLDER (default resnet18_28; for texts mini_bert)")
-    p.add_argument("--recipe", help="quick, mhex-paper, mhex-imagenet, medmnist-v2, medmnist-plus; for texts quick-text, scratch-text, bert-agnews (default quick; for texts quick-text, for mini_bert_small scratch-text)")
+    p.add_argument("--recipe", help="quick, quick-evidence, mhex-paper, mhex-imagenet, medmnist-v2, medmnist-plus; for texts quick-text, scratch-text, bert-agnews (default quick; for texts quick-text, for mini_bert_small scratch-text)")
     p.add_argument("--width", type=_whole(1), help="channels of the first stage of resnet18_28 (default: the recipe's)")
     p.add_argument("--epochs", type=_whole(1), help="passes over the training images (default: the recipe's)")
     p.add_argument("--seed", type=_whole(0), default=0, help="of weights, splits, order and augmentation (default 0)")
@@ -276,7 +276,7 @@ def make_parser()->argparse.ArgumentParser:
     p.add_argument("--layers", help="of texts: all, early (the first quarter), or numbers such as 0,1,2 (default: those that predict)")
     p.add_argument("--model", required=True, help="folder that `mhex train` or save_pretrained wrote")
     p.add_argument("--target", help="class name, or index where no class is called so (default: the predicted class); every class is saved in any case")
-    p.add_argument("--kind", choices=["paper","exact"], help="kind of the fused map (default paper; for texts exact)")
+    p.add_argument("--kind", choices=["paper","exact","evidence"], help="kind of the fused map (default paper; for texts exact); evidence: for pointing at places")
     p.add_argument("--out", help="folder for the results (default mhex-explain; of texts nothing is saved without it)")
     p = _command(sub, "bench", bench_command, ["mhex bench latency", "mhex bench latency --models resnet18_28 --rounds 10 --no-peers"])
     p.add_argument("what", choices=["latency"], help="what is measured")

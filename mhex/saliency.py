@@ -208,7 +208,7 @@ def author_settings(
     "Settings of the paper's map that the author used for numbers"
     return dict(kind="paper", positive=1., negative=-1., sharpness=(min(1., 1/k+.1), .1), alpha=.9, features="gated")
 
-# %% ../nbs/20_saliency.ipynb #0a227138
+# %% ../nbs/20_saliency.ipynb #20c523f1
 @map_kinds.register("evidence")
 class EvidenceMap:
     "Where each block finds the class rather than the others, blocks counted alike; positive"
@@ -223,11 +223,13 @@ class EvidenceMap:
     def block(self, record, target):
         E = record.E if len(record.E)==1 or self.exp.multi_label else record.E-record.E.mean(0)
         m = (E if target is None else target.rows(E))@record.s.flatten(2).relu()
-        mean = m.mean(-1, keepdim=True)
-        m = m-mean
-        sd = m.pow(2).mean(-1, keepdim=True).sqrt()
+        seen = torch.ones_like(m[:,:1]) if record.valid is None else record.valid[:,None].to(m.dtype)
+        n = seen.sum(-1, keepdim=True)
+        mean = (m*seen).sum(-1, keepdim=True)/n
+        m = (m-mean)*seen
+        sd = (m.pow(2).sum(-1, keepdim=True)/n).sqrt()
         z = m/torch.maximum(sd, 1e-6*mean.abs()+torch.finfo(m.dtype).tiny) # rounding is no evidence
-        return (self.peak*z).clamp(max=6).exp().unflatten(2, record.size)
+        return ((self.peak*z).clamp(max=6).exp()*seen).unflatten(2, record.size)
 
     def weights(self, blocks): return {i:1. for i in (range(len(self.exp.records)) if blocks is None else blocks)}
 

@@ -70,7 +70,7 @@ def test_text_exact(name, predict, pool):
         close(maps.sum(-1) / n[:, None], exp.logits)
         close(exp.completeness_delta, torch.zeros(3).double())
         for i, p in enumerate(exp.head_logits): close(exp.maps("exact", blocks=i).sum(-1) / n[:, None], p)
-        for kind in ("exact", "paper"):
+        for kind in ("exact", "paper", "evidence"):
             all_maps = exp.maps(kind)
             assert (all_maps[~exp.valid[:, None].expand_as(all_maps)] == 0).all() and all_maps.abs().sum() > 0
             for o in exp.block_maps(1, kind): assert o.shape == exp.valid.shape and (o[~exp.valid] == 0).all()
@@ -543,7 +543,7 @@ def test_vision_exact(name):
             for size in ("native", "input", (9, 31)): close(exp.maps("exact", size=size).mean((2, 3)), exp.logits)
             for i, p in enumerate(exp.head_logits): close(exp.maps("exact", blocks=i).mean((2, 3)), p)
             assert exp.map().shape == (2, *exp.input_size) and exp.map(size="native").shape == (2, *grids[0])
-            for kind in ("paper", "exact"): close(mhex.explain(model, one).maps(kind), exp.maps(kind)[1:])
+            for kind in ("paper", "exact", "evidence"): close(mhex.explain(model, one).maps(kind), exp.maps(kind)[1:])
             assert token_smoothing(exp).shape == (len(grids), 2)
             if hasattr(model.layout, "prefix"): assert model.layout.prefix == prefix
 
