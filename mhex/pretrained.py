@@ -192,7 +192,7 @@ def load_weights(
     model.load_state_dict(sd)
     return model
 
-# %% ../nbs/13_pretrained.ipynb #7a347722
+# %% ../nbs/13_pretrained.ipynb #c4e1cedf
 SCHEMA = 1
 CONFIG,WEIGHTS,TOKENIZER = "config.json","model.safetensors","tokenizer"
 
@@ -239,12 +239,12 @@ def read_config(
 
 def from_pretrained(
     folder,                       # Written by `save_pretrained`
-    backbone:nn.Module|None=None, # Needed only where the saved backbone was not made by `create_backbone`
+    backbone:nn.Module|None=None, # Needed only where the saved backbone was not made by `create_backbone`; keeps its own number type
     device=None,                  # Where to put it
 )->MHEX:                          # In evaluation mode
     "Load an attached model from a folder"
-    config = read_config(folder)
-    if backbone is None:
+    config,built = read_config(folder),backbone is None
+    if built:
         s = config["backbone"]
         if s is None: raise ValueError(f"the model in {str(folder)!r} was attached to a backbone of your own; build it again and pass it: from_pretrained(folder, backbone=...)")
         backbone = build_backbone(s)
@@ -255,6 +255,8 @@ def from_pretrained(
     except Exception:
         model.detach() # a backbone that was handed in goes back as it came
         raise
+    if built:
+        for n,t in (*model.named_parameters(), *model.named_buffers()): t.data = t.data.to(sd[n].dtype) if n in sd else t.data
     model.load_state_dict(sd)
     model.preprocess = config["preprocess"]
     if (Path(folder)/TOKENIZER).is_dir(): model.tokenizer = _transformers().AutoTokenizer.from_pretrained(Path(folder)/TOKENIZER, local_files_only=True)
