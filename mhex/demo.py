@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/demo.html.md"""
 # %% auto #0
 __all__ = ['pointing_rows', 'run_demo', 'run_text_demo']
 
-# %% ../nbs/55_demo.ipynb #07a77955
+# %% ../nbs/55_demo.ipynb #f45c99ce
 import csv
 import json
 import sys
@@ -24,7 +24,7 @@ from .report import cell_text, write_report
 from .saliency import explain
 from .textdata import TextData, load_text
 from .tokens import words_html
-from .train import evaluate, fit_recipe, mhex_learner, predict_split
+from .train import fit_recipe, mhex_learner, predict_split, prediction_scores
 from .transformer import token_smoothing
 from .viz import plot_classes, plot_explanation, save_figure
 
@@ -49,7 +49,7 @@ def pointing_rows(
         for h,v in zip(hits.values(), values): h.append(v)
     return [{"method":k, "pointing game":round(torch.cat(v).mean().item(), 4), "images":len(idxs)} for k,v in hits.items()]
 
-# %% ../nbs/55_demo.ipynb #5be6d266
+# %% ../nbs/55_demo.ipynb #86fb7c54
 def _save_rows(rows, path):
     with whole_file(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
@@ -58,6 +58,34 @@ def _table(rows):
     rows = [{k:cell_text(v) for k,v in r.items()} for r in rows]
     width = {k:max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]}
     return "\n".join("  ".join(v.ljust(width[k]) for k,v in r.items()).rstrip() for r in [dict(zip(width, width)), *rows])
+
+def _say(quiet): return (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
+
+def _train(data, backbone, recipe, out, seed, epochs, plain, quiet, **kw):
+    "Folder; learners; test logits and labels of the MHEX one; table of scores; facts. The test split is predicted once"
+    texts = isinstance(data, TextData)
+    learners = {n:mhex_learner(data, backbone, recipe=recipe, explain=n=="MHEX", seed=seed, device="cpu", **kw) for n in (["plain","MHEX"] if plain else ["MHEX"])}
+    out = output_folder(out) # what can be wrong is known by now, and no time is spent yet
+    facts = dict(data=data.name, recipe=learners["MHEX"].recipe.name, seed=seed, backbone=backbone if isinstance(backbone, str) else type(backbone).__name__)
+    for n,learn in learners.items():
+        _say(quiet)(f"training {n} {facts['backbone']} on {data.name}, {f'{len(data.train)} texts, ' if texts else ''}recipe {facts['recipe']}, seed {seed}")
+        fit_recipe(learn, epochs=epochs, quiet=quiet or not sys.stderr.isatty())
+        learn.model.eval()
+    preds = {n:predict_split(l, data) for n,l in learners.items()}
+    rows = [{"model":n, "test accuracy":round(s["accuracy"], 4), "test AUC":round(s["auc"], 4), "texts" if texts else "images":s["n"]}
+            for n,s in ((n,prediction_scores(*p)) for n,p in preds.items())]
+    _say(quiet)("\n"+_table(rows))
+    return out,learners,preds["MHEX"],rows,facts
+
+def _write(out, model, exp, rows, facts, more, **saving):
+    "Model, explanation, `results.json` and `results.csv`; the results and the report's last line"
+    model.save_pretrained(out/"model")
+    exp.save(out/"explanation", facts=dict(seed=facts["seed"], data=facts["data"]), **saving)
+    versions = f"mhex {import_module('mhex').__version__}, torch {torch.__version__}"
+    results = dict(**facts, scores=rows, **more, versions=versions)
+    with whole_file(out/"results.json") as tmp: tmp.write_text(json.dumps(results, indent=1)+"\n", encoding="utf-8")
+    _save_rows(rows, out/"results.csv")
+    return results,f"{versions}; "+", ".join(f"{k} {v}" for k,v in facts.items())
 
 def _accuracy_text(data, twin):
     n = ", ".join(f"{len(data[s])} {w}" for s,w in (("train","to train"),("valid","to validate"),("test","to test")))
@@ -83,19 +111,10 @@ def run_demo(
     **data_kw,               # For `load_data`: size, root, download
 )->dict:                     # What `results.json` holds
     "Train a network and its MHEX twin with one seed, explain test images, write everything to a folder"
-    say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
+    say = _say(quiet)
     if isinstance(data, (str,Path)): data = load_data(str(data), seed=seed, **data_kw)
-    learners = {n:mhex_learner(data, backbone, recipe=recipe, explain=n=="MHEX", seed=seed, device="cpu", backbone_kw=backbone_kw or None)
-                for n in (["plain","MHEX"] if plain else ["MHEX"])}
-    out = output_folder(out) # what can be wrong is known by now, and no time is spent yet
-    for n,learn in learners.items():
-        say(f"training {n} {backbone} on {data.name}, recipe {recipe}, seed {seed}")
-        fit_recipe(learn, epochs=epochs, quiet=quiet or not sys.stderr.isatty())
-        learn.model.eval()
+    out,learners,_,rows,facts = _train(data, backbone, recipe, out, seed, epochs, plain, quiet, backbone_kw=backbone_kw or None)
     model,twin = (learners[n].model if n in learners else None for n in ("MHEX","plain"))
-    scores = {n:evaluate(l, data, "test") for n,l in learners.items()}
-    rows = [{"model":n, "test accuracy":round(s["accuracy"], 4), "test AUC":round(s["auc"], 4), "images":s["n"]} for n,s in scores.items()]
-    say("\n"+_table(rows))
     pointing = pointing_rows(data, model, twin) if data.has_masks else []
     if pointing: say("\n"+_table(pointing))
 
@@ -110,12 +129,7 @@ def run_demo(
     save_figure(plot_explanation(exp, range(len(some)), labels=y, masks=data.test.masks[some] if masked else None,
                                  others={"Grad-CAM" if twin is None else "Grad-CAM (plain)":cam}, **norm), out/"grid.png")
     save_figure(plot_classes(exp, range(min(3, len(some))), labels=y, **norm), out/"classes.png")
-    model.save_pretrained(out/"model")
-    exp.save(out/"explanation", labels=y, facts=dict(seed=seed, data=data.name), **norm)
-    versions = f"mhex {import_module('mhex').__version__}, torch {torch.__version__}"
-    results = dict(data=data.name, recipe=recipe, seed=seed, backbone=backbone, scores=rows, pointing_game=pointing, completeness_delta=delta, versions=versions)
-    with whole_file(out/"results.json") as tmp: tmp.write_text(json.dumps(results, indent=1)+"\n", encoding="utf-8")
-    _save_rows(rows, out/"results.csv")
+    results,footer = _write(out, model, exp, rows, facts, dict(pointing_game=pointing, completeness_delta=delta), labels=y, **norm)
     write_report(out/"report.html", f"MHEX on {data.name}", [
         ("Accuracy", [("text", _accuracy_text(data, twin)), ("table", rows)]),
         *([("Does the map point at the object?", [("text", "Share of test images whose map has its maximum inside the ground-truth mask; chance is the mask's area."),
@@ -126,14 +140,13 @@ def run_demo(
         ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit below the map."),
                   ("text", f"Largest difference between the mean of an exact map and its logit: {delta:.1e}.")]),
         ("Limits", [("text", "A saliency map shows where the evidence that the network used lies. It does not say that the network is right, nor why.")]),
-    ], footer=f"{versions}; data {data.name}, recipe {recipe}, seed {seed}, backbone {backbone}")
+    ], footer=footer)
     say(f"wrote {out}: open report.html; pictures grid.png, classes.png; tables results.csv, results.json; the model in model/")
     return results
 
-# %% ../nbs/55_demo.ipynb #cb9b1176
-def _pick(learn, data, n=6):
+# %% ../nbs/55_demo.ipynb #e82f7d7b
+def _pick(logits, y, n=6):
     "Test texts to show: the first ones, and of the wrongly classified the first two"
-    logits,y = predict_split(learn, data)
     wrong = [] if y.ndim==2 else [i for i in (logits.argmax(1)!=y).nonzero()[:,0].tolist() if i>=n-2][:2]
     return ([i for i in range(len(y)) if i not in wrong][:n-len(wrong)])+wrong
 
@@ -163,31 +176,17 @@ def run_text_demo(
     **data_kw,               # For `load_text`: root, text, label, download, ...
 )->dict:                     # What `results.json` holds
     "Train a text classifier and its MHEX twin with one seed, colour the words of test texts, write everything to a folder"
-    say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
+    say = _say(quiet)
     if not isinstance(data, TextData): data = load_text(data, seed=seed, **data_kw)
     if rows is not None: data = data.subset(*rows, seed=seed)
-    learners = {n:mhex_learner(data, backbone, recipe=recipe, explain=n=="MHEX", seed=seed, device="cpu", backbone_kw=backbone_kw, max_length=max_length)
-                for n in (["plain","MHEX"] if plain else ["MHEX"])}
-    out,name,recipe = output_folder(out),backbone if isinstance(backbone, str) else type(backbone).__name__,learners["MHEX"].recipe.name
-    for n,learn in learners.items():
-        say(f"training {n} {name} on {data.name}, {len(data.train)} texts, recipe {recipe}, seed {seed}")
-        fit_recipe(learn, epochs=epochs, quiet=quiet or not sys.stderr.isatty())
-        learn.model.eval()
+    out,learners,preds,table,facts = _train(data, backbone, recipe, out, seed, epochs, plain, quiet, backbone_kw=backbone_kw, max_length=max_length)
     learn,model = learners["MHEX"],learners["MHEX"].model
-    scores = {n:evaluate(l, data, "test") for n,l in learners.items()}
-    table = [{"model":n, "test accuracy":round(s["accuracy"], 4), "test AUC":round(s["auc"], 4), "texts":s["n"]} for n,s in scores.items()]
-    say("\n"+_table(table))
-    some = _pick(learn, data)
+    some = _pick(*preds)
     exp = explain(model, [data.test.texts[i] for i in some]) # as they were written, in full
     layers,delta = _layer_rows(learn, exp),float(exp.completeness_delta.max())
     say("\n"+_table(layers)+f"\n\nexact maps add up to the logit within {delta:.1e} (float32, {len(some)} texts)")
     titles = [f"true: {_truth(data, i)}" for i in some]
-    model.save_pretrained(out/"model")
-    exp.save(out/"explanation", facts=dict(seed=seed, data=data.name))
-    versions = f"mhex {import_module('mhex').__version__}, torch {torch.__version__}"
-    results = dict(data=data.name, recipe=recipe, seed=seed, backbone=name, scores=table, layers=layers, completeness_delta=delta, versions=versions)
-    with whole_file(out/"results.json") as tmp: tmp.write_text(json.dumps(results, indent=1)+"\n", encoding="utf-8")
-    _save_rows(table, out/"results.csv")
+    results,footer = _write(out, model, exp, table, facts, dict(layers=layers, completeness_delta=delta))
     write_report(out/"report.html", f"MHEX on {data.name}", [
         ("Accuracy", [("text", _accuracy_text(data, learners.get("plain")).replace("several an image", "several a text")), ("table", table)]),
         ("Words", [("text", "Test texts, all classes from one forward pass: red speaks for the class, blue and underlined against it. The numbers (rest the pointer on a word) add up to the logit of their row. "
@@ -195,6 +194,6 @@ def run_text_demo(
                             f"{learn.dls.data.max_length} tokens. A word is what the tokenizer calls one; special tokens are grey and count nothing."), ("words", words_html(exp, theme="auto", titles=titles))]),
         ("Layers", [("text", "Every layer has a head. Attention mixes tokens: where the cosine between them comes near 1, a map over them says little."), ("table", layers)]),
         ("Limits", [("text", f"Largest difference between the sum of a row and its logit: {delta:.1e}. Coloured words show where the evidence that the network used lies. They do not say that the network is right, nor why.")]),
-    ], footer=f"{versions}; data {data.name}, recipe {recipe}, seed {seed}, backbone {name}")
+    ], footer=footer)
     say(f"wrote {out}: open report.html; words in explanation/words.html; tables results.csv, results.json; the model in model/")
     return results

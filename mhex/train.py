@@ -8,10 +8,10 @@ Docs: https://example.org/mhex/docs/train.html.md"""
 __all__ = ['recipes', 'augments', 'CHECKPOINT', 'HISTORY', 'Recipe', 'get_recipe', 'set_seed', 'rng_state', 'set_rng_state',
            'accuracy_score', 'auc_score', 'ScoreMetric', 'reads_text', 'MHEXLearner', 'SeedCallback', 'plain_strides',
            'check_inputs', 'CheckBatchCallback', 'MHEXCallback', 'HistoryCallback', 'BestCallback', 'read_checkpoint',
-           'CheckpointCallback', 'text_backbone', 'mhex_learner', 'fit_recipe', 'predict_split', 'evaluate',
-           'MHEXInterpretation']
+           'CheckpointCallback', 'text_backbone', 'mhex_learner', 'fit_recipe', 'predict_split', 'prediction_scores',
+           'evaluate', 'MHEXInterpretation']
 
-# %% ../nbs/31_train.ipynb #47340216
+# %% ../nbs/31_train.ipynb #56670f56
 import csv, inspect, json, math, random, warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -43,6 +43,7 @@ from .files import output_folder, whole_file
 from .losses import DeepSupervisionLoss
 from .pretrained import check_weights, create_backbone
 from .saliency import check_images
+from .splits import OrderedDL
 from .textdata import TextBatch, TextData, TextDL
 from .transformer import check_batch, check_tokenizer, token_limit
 
@@ -197,16 +198,14 @@ class ScoreMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../nbs/31_train.ipynb #7e878560
-_ORDERED = (ImageDL,TextDL) # loaders whose order is a function of (seed, epoch), and which can begin in the middle
-
+# %% ../nbs/31_train.ipynb #aef23299
 def reads_text(
     model:nn.Module, # Attached, or any other
 )->bool:
     "Whether a network takes a tokenizer's batch"
     return model.is_text if isinstance(model, MHEX) else "input_ids" in inspect.signature(model.forward).parameters
 
-# %% ../nbs/31_train.ipynb #a3e975db
+# %% ../nbs/31_train.ipynb #d5562fe2
 class MHEXLearner(Learner):
     "fastai `Learner` that can begin in the middle of an epoch"
     recipe,facts = None,{}                      # how it is trained; what made this run, for tables and checkpoints
@@ -235,12 +234,12 @@ class MHEXLearner(Learner):
         if self.training and self.start_at[1]: skip,self.start_at = self.start_at[1],(self.start_at[0],0)
         batches = iter(self.dl)
         if skip:
-            if not isinstance(self.dl, _ORDERED):
+            if not isinstance(self.dl, OrderedDL):
                 for _ in range(skip): next(batches)
             set_rng_state(self.rng)
         for i,b in enumerate(batches, skip): self.one_batch(i, b)
 
-# %% ../nbs/31_train.ipynb #297cbc83
+# %% ../nbs/31_train.ipynb #5646f301
 class SeedCallback(Callback):
     "Set every generator, and the order of the training set, from (seed, epoch) when an epoch begins"
     order,keeps = -5,("base",)
@@ -256,7 +255,7 @@ class SeedCallback(Callback):
     def before_train(self):
         set_seed(self.number, self.total)
         dl = self.learn.dls.train
-        if isinstance(dl, _ORDERED): dl.set_epoch(self.total, skip=self.learn.start_at[1])
+        if isinstance(dl, OrderedDL): dl.set_epoch(self.total, skip=self.learn.start_at[1])
         elif hasattr(dl, "rng"): dl.rng = random.Random(random.getrandbits(64)) # fastai's own loader shuffles with this
 
     def after_epoch(self):
@@ -742,7 +741,7 @@ def fit_recipe(
 
 MHEXLearner.fit_recipe = fit_recipe
 
-# %% ../nbs/31_train.ipynb #50360c3a
+# %% ../nbs/31_train.ipynb #84b3fd85
 def _encoded(data, model, learn):
     "Texts with tokens, by the model's own tokenizer if they have none"
     if data.train.encoded is not None: return data
@@ -797,6 +796,16 @@ def predict_split(
         raise ValueError(f"labels run from {y.min().item():g} to {y.max().item():g}, the model has {logits.shape[1]} classes")
     return logits,y
 
+def prediction_scores(
+    logits:Tensor, # `n k`
+    y:Tensor,      # `n` class indices, or `n k` of 0 and 1
+)->dict:           # loss, accuracy, auc (fractions), n
+    "Loss, accuracy and AUC of predictions, as MedMNIST counts them"
+    many,p = y.ndim==2,logits.double()
+    loss = F.binary_cross_entropy_with_logits(p, y.double()) if many else F.cross_entropy(p, y)
+    probs = p.sigmoid() if many else p.softmax(1)
+    return dict(loss=loss.item(), accuracy=accuracy_score(probs, y, many), auc=auc_score(probs, y, many), n=len(y))
+
 def evaluate(
     model,            # An attached model, any other module, or a learner
     data,             # `ImageData`, `TextData`, `DataLoaders`, or a loader of batches as the model takes them
@@ -804,11 +813,7 @@ def evaluate(
     bs:int=256,       # Images at a time
 )->dict:              # loss, accuracy, auc (fractions), n
     "Loss, accuracy and AUC on a split, as MedMNIST counts them"
-    logits,y = predict_split(model, data, split, bs)
-    many,p = y.ndim==2,logits.double()
-    loss = F.binary_cross_entropy_with_logits(p, y.double()) if many else F.cross_entropy(p, y)
-    probs = p.sigmoid() if many else p.softmax(1)
-    return dict(loss=loss.item(), accuracy=accuracy_score(probs, y, many), auc=auc_score(probs, y, many), n=len(y))
+    return prediction_scores(*predict_split(model, data, split, bs))
 
 # %% ../nbs/31_train.ipynb #331e876b
 class MHEXInterpretation:
