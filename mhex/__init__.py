@@ -28,6 +28,9 @@ _HOME = {
     "viz": "",
     "tokens": "",
     "bench": "",
+    "compare": "",
+    "training_run": "TrainingRun",
+    "widgets": "ErrorPanel ImageInspector TextInspector TrainingPanel",
 }
 _NAMES = {name: mod for mod, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_NAMES) + ["__version__"]

@@ -233,7 +233,7 @@ class EvidenceMap:
 
     def weights(self, blocks): return {i:1. for i in (range(len(self.exp.records)) if blocks is None else blocks)}
 
-# %% ../nbs/20_saliency.ipynb #fcccd1e5
+# %% ../nbs/20_saliency.ipynb #9a3c1efe
 @dataclass(frozen=True)
 class WordMap:
     "The words of one text and what the map says of each"
@@ -446,6 +446,14 @@ class Explanation:
         "Write maps (npz), a picture (PNG; of texts an HTML page) and manifest.json, see `mhex.viz.save_explanation` and `mhex.tokens.save_words`"
         if self.text is not None: return import_module("mhex.tokens").save_words(self, folder, **kwargs)
         return import_module("mhex.viz").save_explanation(self, folder, **kwargs)
+
+    def widget(self,
+        model=None, # The model that was explained, for what needs it to run again
+        **kwargs,   # Of the panel
+    ):
+        "Panel to look into the explanation, see `mhex.text_panel.TextInspector`; of images `mhex.image_panel.ImageInspector`"
+        module,name = ("mhex.image_panel","ImageInspector") if self.text is None else ("mhex.text_panel","TextInspector")
+        return getattr(import_module(module), name).of(self, model, **kwargs)
 
     def _repr_html_(self):
         "A notebook shows the words of the first texts, if they are known"

@@ -47,7 +47,7 @@ from .splits import OrderedDL
 from .textdata import TextBatch, TextData, TextDL
 from .transformer import check_batch, check_tokenizer, token_limit
 
-# %% ../nbs/31_train.ipynb #9a8d75f2
+# %% ../nbs/31_train.ipynb #70c4aa5d
 @dataclass(frozen=True)
 class Recipe:
     "A named way to train"
@@ -94,6 +94,7 @@ recipes = {r.name:r for r in [
     Recipe("medmnist-plus", "adamw", lr=1e-4, wd=.01, schedule="cosine", epochs=100, bs=64, size=224, select="auc", patience=10, pretrained=True),
     Recipe("bert-agnews", "adamw", lr=2e-5, wd=.01, schedule="linear", clip=1., epochs=3, bs=32, max_length=70, pretrained=True),
     Recipe("quick-text", "adamw", lr=2e-4, head_lr=10., wd=.01, schedule="one-cycle", clip=1., epochs=1, min_steps=25, bs=32, max_length=64, pretrained=True),
+    Recipe("minilm-agnews", "adamw", lr=6e-5, head_lr=16.6667, wd=.01, schedule="one-cycle", clip=1., epochs=1, bs=32, max_length=64, pretrained=True),
     Recipe("scratch-text", "adamw", lr=2e-3, wd=.01, schedule="one-cycle", clip=1., epochs=6, min_steps=200, bs=32, max_length=64),
     Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)})]}
 recipes["quick-evidence"] = replace(recipes["quick"], name="quick-evidence", attach=dict(pool="softmax"))
@@ -1003,3 +1004,17 @@ def _pictures(self:MHEXInterpretation, x):
     else: m,s = x.amin((1,2,3), keepdim=True),(x.amax((1,2,3), keepdim=True)-x.amin((1,2,3), keepdim=True)).clamp(min=1e-8)
     x = (x*s+m).clamp(0, 1)
     return [o[0].numpy() if o.shape[0]==1 else o.permute(1,2,0).numpy() for o in x]
+
+# %% ../nbs/31_train.ipynb #6f3494f4
+@patch
+def widget(self:MHEXInterpretation,
+    errors:bool=False, # The confusion matrix above, whose cells open the inspector on their samples; of images
+    **kwargs,          # Of the panel
+):
+    "Panel to look into the predictions, see `mhex.image_panel.ImageInspector`, `mhex.error_panel.ErrorPanel` and, of texts, `mhex.text_panel.TextInspector`"
+    if not isinstance(self.model, MHEX): raise ValueError("a panel needs an attached model; this learner trains a plain network: mhex_learner(explain=True)")
+    if self.texts is not None:
+        if errors: raise ValueError("errors=True is for images; leave it out for texts")
+        return import_module("mhex.text_panel").TextInspector(self.model, list(self.texts), self.targs, **kwargs)
+    if errors: return import_module("mhex.error_panel").ErrorPanel(self.model, self, **kwargs)
+    return import_module("mhex.image_panel").ImageInspector(self.model, self, **kwargs)

@@ -15,7 +15,7 @@ from mhex.data import load_data, read_image
 from mhex.train import read_checkpoint
 from shared_data import need
 
-COMMANDS = ["demo", "train", "explain", "bench", "doctor"]
+COMMANDS = ["demo", "train", "explain", "bench", "doctor", "tutorials"]
 SMALL = ["--size", "8", "--width", "8", "--epochs", "1"]
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 import mhex
 from mhex.core import gates_open
+from mhex.explainers.base import explain_with
 from mhex.hooks import ModelState, evaluating
 from mhex.transformer import early_layers, mean_cosine, smoothing_weights, token_smoothing
 
@@ -630,15 +631,98 @@ def test_vision_attention(name):
     for a, b in zip(*out): close(a, b, 1e-5)
 
 
-def test_fused_attention_stays():
+@pytest.mark.parametrize("name", ["timm vit", "timm vit averaged", "timm registers", "timm deit distilled", "timm eva02"])
+def test_fused_attention_stays(name):
     "timm's fused attention is on, and gives the maps of the other kind."
-    net, x = vision_net("timm vit"), images("timm vit")
+    net, x = vision_net(name), images(name)
     with mhex.attach(net, 3, predict="mean") as model:
-        assert all(m.fused_attn for m in net.modules() if hasattr(m, "fused_attn"))
+        fused = [m for m in net.modules() if hasattr(m, "fused_attn")]
+        assert len(fused) >= 3 and all(m.fused_attn for m in fused)
         exp = mhex.explain(model, x)
-        for m in net.modules():
-            if hasattr(m, "fused_attn"): m.fused_attn = False
-        close(mhex.explain(model, x).maps("exact"), exp.maps("exact"))
+        for m in fused: m.fused_attn = False
+        again = mhex.explain(model, x)
+        for kind in ("exact", "paper"): close(again.maps(kind), exp.maps(kind))
+
+
+ODD = {  # images of 20 by 36 px: grids with odd sides, which windows and merging stages pad
+    "hf vit": (lambda: hf("ViT", image_size=(20, 36), patch_size=4), [(5, 9)] * 3),
+    "hf deit": (lambda: hf("DeiT", image_size=(20, 36), patch_size=4), [(5, 9)] * 3),
+    "timm deit distilled": (lambda: from_timm("deit_tiny_distilled_patch16_224", img_size=(20, 36), patch_size=4), [(5, 9)] * 3),
+    "timm registers": (lambda: from_timm("vit_small_patch14_reg4_dinov2", img_size=(20, 36), patch_size=4), [(5, 9)] * 3),
+    "hf swin": (lambda: hf("Swin", image_size=(20, 36), window_size=2), [(5, 9)] * 2 + [(3, 5)] * 2),
+    "torchvision swin": (VISION["torchvision swin"][0], [(5, 9)] * 2 + [(3, 5)] * 2),
+}
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_vision_odd_grid(name):
+    "Grids with odd sides, and neither square: the exact map's mean is the logit, what windows pad is no part of it; class activation maps and probe mode on the same grid."
+    make, grids = ODD[name]
+    torch.manual_seed(0)
+    net, x = vision_net(make().double().eval()), torch.randn(2, 3, 20, 36, dtype=torch.float64)
+    with torch.no_grad(): plain = logits_of(net, x)
+    with mhex.attach(net, 3, predict="mean") as model:
+        exp = mhex.explain(model, x)
+        assert [r.size for r in exp.records] == grids
+        for size in ("native", "input"): close(exp.maps("exact", size=size).mean((2, 3)), exp.logits)
+        assert exp.map().shape == (2, 20, 36)
+    with mhex.attach(net, mode="probe") as model: assert torch.equal(model(x), plain)
+    assert explain_with("gradcam", net, x, 1, layer=0).block_maps[0].shape == (2, *grids[0])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "hf vit resized"])
+def test_vision_cams(name):
+    "Class activation maps of every block lie on the network's own grid, prefix tokens left out; heads and classifier alike; nothing stays behind."
+    pytest.importorskip("torchcam")
+    net, x, (_, prefix, grids, readable) = vision_net(name), images(name), VISION[name]
+    before = ModelState.of(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # 0 behind the last block, which another test looks at
+        maps = {(m, i): explain_with(m, net, x, 1, layer=i) for m in ("gradcam", "layercam", "gradcam++") for i in range(len(grids))}
+    for (m, i), s in maps.items(): assert s.block_maps[0].shape == (2, *grids[i]) and s.map.shape == (2, *x.shape[2:]) and s.map.isfinite().all()
+    last = len(grids) - (2 if prefix and not readable else 1)
+    for m in ("gradcam", "layercam", "gradcam++"):
+        s = explain_with(m, net, x, 1)
+        assert torch.equal(s.map, maps[m, last].map) and max(explain_with(m, net, x, t).map.max() for t in range(3)) > 0
+        close(explain_with(m, net, x[1:], 1).map, s.map[1:])
+    assert explain_with("scorecam", net, x, 1, layer=0).block_maps[0].shape == (2, *grids[0])
+    assert ModelState.of(net) == before
+    with mhex.attach(net, mode="probe") as model: close(explain_with("gradcam", model, x, 1).map, maps["gradcam", last].map)
+    with mhex.attach(net, 3) as model:  # the last head reads the patches of the last block
+        assert explain_with("gradcam", model, x, 1).block_maps[0].shape == (2, *grids[-1])
+        close(explain_with("gradcam", model, x, 1).block_maps[0] * (grids[-1][0] * grids[-1][1]), mhex.explain(model, x, 1).block_maps(kind="exact")[-1].relu())
+        assert explain_with("layercam", model, x, 1, layer=0).map.isfinite().all()
+    assert ModelState.of(net) == before
+
+
+@pytest.mark.parametrize("method,theirs", [("gradcam", "GradCAM"), ("layercam", "LayerCAM")])
+def test_vision_cams_are_the_grad_cam_librarys(method, theirs):
+    "The library needs a reshape function from its user; the map is the same."
+    lib = pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is not installed: pip install grad-cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    net, x = vision_net("timm vit"), images("timm vit")
+    def reshape(t): return t[:, 1:].reshape(len(t), 4, 6, -1).permute(0, 3, 1, 2)
+    for layer in (0, 1):
+        ours = explain_with(method, net, x, 2, layer=layer).block_maps[0]
+        with getattr(lib, theirs)(model=net, target_layers=[net.blocks[layer]], reshape_transform=reshape) as cam:
+            want = cam.get_cam_image(x, net.blocks[layer], [ClassifierOutputTarget(2)] * 2, *kept(cam, x), False)
+        close(ours, torch.from_numpy(want).clamp(min=0).to(ours))
+
+
+def kept(cam, x):
+    "What the library's own hooks keep of one pass for class 2: activations and gradients, as arrays"
+    cam.activations_and_grads(x)[:, 2].sum().backward()
+    return [o[0].detach().numpy() for o in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)]
+
+
+def test_vision_cam_behind_the_last_block():
+    "A class token leaves the last patches unread; that is said."
+    pytest.importorskip("torchcam")
+    x = images("timm vit")
+    with pytest.warns(UserWarning, match="choose an earlier layer"): assert not explain_with("gradcam", vision_net("timm vit"), x, 1, layer=-1).map.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert explain_with("gradcam", vision_net("timm vit averaged"), x, 1, layer=-1).map.any()
 
 
 def test_dropped_patches():

@@ -7,26 +7,27 @@ Docs: https://example.org/mhex/docs/explainers/cam.html.md"""
 # %% auto #0
 __all__ = ['CAMView', 'n_blocks', 'gradcam', 'layercam', 'gradcam_pp', 'scorecam']
 
-# %% ../../nbs/explainers/01_cam.ipynb #9d82e721
+# %% ../../nbs/explainers/01_cam.ipynb #3408aba3
+import warnings
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from ..adapt import MHEX, find_adapter, unwrap_logits
+from ..adapt import MHEX, Layout, find_adapter, unwrap_logits
 from .base import Saliency, library, one_target, register_explainer, visiting
 from ..hooks import Handles
 from ..saliency import check_images, make_target, resize_maps
 
-# %% ../../nbs/explainers/01_cam.ipynb #43a3e4e3
+# %% ../../nbs/explainers/01_cam.ipynb #21ca10a7
 class CAMView(nn.Module):
     "A network as class activation methods want it: returns logits, and its layer is a module with an output"
     def __init__(self,
         model:nn.Module, # A network, or an attached one
-        layer=None,      # None (last residual block) | block name or index | module name | module
+        layer=None,      # None (last residual block; before it where a class token is read) | block name or index | module name | module
     ):
         super().__init__()
-        self.model,self.at_sum = model,nn.Identity()
+        self.model,self.at_map,self.spec,self.unread = model,nn.Identity(),None,False
         self.block,self.layer = self._find(model, layer)
 
     def _find(self, model, layer):
@@ -35,23 +36,40 @@ class CAMView(nn.Module):
             if all(m is not layer for m in model.modules()): raise ValueError(f"layer is a {type(layer).__name__} that is not part of the model")
             return None,layer
         backbone = model.backbone if isinstance(model, MHEX) else model
+        adapter = model.adapter if isinstance(model, MHEX) else None
         if isinstance(layer, str) and layer in dict(backbone.named_modules()):
             module = backbone.get_submodule(layer)
-            if not isinstance(model, MHEX) or layer not in model.block_names: return None,module
-        specs = (model.adapter if isinstance(model, MHEX) else find_adapter(model)).blocks(backbone)
+            try: names = [s.name for s in (adapter or find_adapter(model)).blocks(backbone)]
+            except TypeError: names = [] # no adapter is needed for a module by name
+            if layer not in names: return None,module
+        adapter = adapter or find_adapter(model)
+        specs,heads = adapter.blocks(backbone),isinstance(model, MHEX) and model.predict!="backbone"
         names = [s.name for s in specs]
-        i = names.index(layer) if layer in names else -1 if layer is None else layer
+        by_token = not heads and getattr(specs[-1].layout, "prefix", 0) and adapter.classifier(backbone) is None # as far as the adapter knows
+        i = names.index(layer) if layer in names else -2 if layer is None and by_token and len(specs)>1 else -1 if layer is None else layer
         if isinstance(i, bool) or not isinstance(i, int) or not -len(specs)<=i<len(specs):
             raise ValueError(f"layer is {layer!r}; expected the name of a module, a module, or one of the {len(specs)} blocks: {', '.join(names)}")
         i %= len(specs)
-        if i==len(specs)-1 and isinstance(model, MHEX) and model.predict!="backbone": return i,self.at_sum
-        return i,specs[i].block
+        self.unread = by_token and i==len(specs)-1 # patches that the prediction may not see
+        self.spec = None if i==len(specs)-1 and heads else specs[i]
+        if self.spec is None or type(self.spec.layout).features is not Layout.features: return i,self.at_map
+        return i,specs[i].block # its output is `b c h w` as it stands
+
+    def _through(self, module, args, out):
+        "A block's tokens with the patches taken through `at_map`"
+        t = out[0] if isinstance(out, tuple) else out
+        A,t = self.at_map(self.spec.layout.features(t)),t.clone()
+        self.spec.layout.features(t).copy_(A) # a view of `t`
+        return (t,*out[1:]) if isinstance(out, tuple) else t
 
     @contextmanager
     def watching(self):
-        "The sum inside the last block passes through `at_sum` inside the `with` block, if that is the layer"
+        "Inside the `with` block the sum in the last block, or a block's patches, pass through `at_map`, if that is the layer"
         with Handles() as hs:
-            if self.layer is self.at_sum: hs.add(self.model.units[-1].register_forward_pre_hook(lambda m,args: (self.at_sum(args[0]),)))
+            if self.layer is self.at_map and self.spec is None: hs.add(self.model.units[-1].register_forward_pre_hook(lambda m,args: (self.at_map(args[0]),)))
+            elif self.layer is self.at_map:
+                self.spec.layout.hang(hs)
+                hs.add(self.spec.block.register_forward_hook(self._through))
             yield
 
     def forward(self, x): return unwrap_logits(self.model(x))
@@ -62,7 +80,7 @@ def n_blocks(
     "How many blocks `layer=` can choose among"
     return len(model.units) if isinstance(model, MHEX) else len(find_adapter(model).blocks(model))
 
-# %% ../../nbs/explainers/01_cam.ipynb #5624f640
+# %% ../../nbs/explainers/01_cam.ipynb #e942a5b2
 def _cam(cls, name, model, x, target, layer, class_names, grad=True, **kw):
     "One layer's raw map by a TorchCAM class"
     if isinstance(cls, str): cls = getattr(library("torchcam.methods", "torchcam", name), cls)
@@ -75,6 +93,8 @@ def _cam(cls, name, model, x, target, layer, class_names, grad=True, **kw):
         many = t.weights is not None # a callable, or one a sample
         ask = dict(targets=list(target) if isinstance(target, (list,tuple)) else target) if many else dict(class_idx=t.index[:,0].tolist())
         maps = cam(scores=logits, normalized=False, **ask)
+    if view.unread and not maps[0].any():
+        warnings.warn(f"{name}: all maps are 0. Behind the last block a class token is read and the patches are not: choose an earlier layer, such as layer=-2", stacklevel=3)
     return Saliency(resize_maps(maps[0][:,None], x.shape[2:])[:,0], t.index[:,0], t.source, name, maps)
 
 _CAM = dict(signed=False, class_specific=True, forward="1", backward="1")

@@ -1,0 +1,309 @@
+"The comparison of methods: rows, interruption, processes, tables, and what is said when something does not fit."
+import importlib.util, json, math, os, subprocess, sys, warnings
+from pathlib import Path
+
+import numpy as np, pytest, torch
+
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+import mhex
+from mhex import cli, compare, nets
+from mhex.compare import faithfulness, read_rows
+from mhex.compare_report import accuracy_table, load_summary, mean_ranks, paired_table, score_table, summarise, two_level_interval, write_comparison
+from mhex.explainers.base import explain_with
+from shared_data import need
+
+TINY = dict(epochs=1, rows=64, backbone_kw=dict(width=8, blocks=(1, 1)), judge=dict(backbone_kw=dict(width=8, blocks=(1,))))
+SMALL = dict(data="digits", methods=["mhex-exact", "layercam", "rollout"], metrics=["hard", "deletion"], seeds=1, images=6, choose=4, steps=3, progress=False, **TINY)
+
+
+def timeless(rows): return [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    "A small run: its folder and rows"
+    out = tmp_path_factory.mktemp("bench")/"run"
+    return out, faithfulness(out=out, **SMALL)
+
+
+@pytest.fixture
+def copy(ran, tmp_path):
+    "The networks of the small run, without its rows"
+    import shutil
+    shutil.copytree(ran[0]/"networks", tmp_path/"run"/"networks")
+    return tmp_path/"run"
+
+
+# ---- rows
+
+def test_rows_say_what_they_are(ran):
+    out, rows = ran
+    assert rows == sorted(rows, key=compare._key) and {r["judge"] for r in rows} == {None, "self", "independent"}
+    for r in (r for r in rows if r["method"] not in ("prediction", "rollout")):
+        assert {"plan", "data", "recipe", "split", "seed", "network", "method", "metric", "masking", "better", "target", "value", "n", "values", "seconds", "versions"} <= r.keys()
+        assert r["n"] == len(r["values"]) == 6 and abs(np.mean(r["values"])-r["value"]) < 1e-4 and r["masking"] == "zero" and r["target"] == "predicted"
+    assert {r["network"] for r in rows if r["method"] == "mhex-exact"} == {"mhex"} and {r["network"] for r in rows if r["method"] == "layercam"} == {"plain"}
+    assert {r["network"] for r in rows if r["method"] == "random"} == {"plain", "mhex"}, "noise on each network that is explained"
+    assert {*compare.CONTROLS} <= {r["method"] for r in rows}, "controls are there without being asked for"
+    assert all(len(r["choice_scores"]) == 2 for r in rows if r["method"] == "layercam"), "as many candidates as blocks"
+    assert {(r["network"], r["metric"]) for r in rows if r["method"] == "prediction"} == {(k, m) for k in ("mhex", "plain") for m in ("accuracy", "auc")}
+
+
+def test_method_that_does_not_fit(ran):
+    "It is a row that says why, and the run goes on"
+    rows = [r for r in ran[1] if r["method"] == "rollout"]
+    assert len(rows) == 4 and all(r["missing"].startswith(("TypeError", "ValueError")) and "value" not in r for r in rows)
+
+
+def test_values_by_hand(ran):
+    "Hard drop of LayerCAM at the block that the validation split chooses, by loops"
+    out, rows = ran
+    plan = nets.make_plan("digits", **TINY)
+    net, data = nets.network(plan, out, "plain"), nets.load_plan(plan)
+    judges = {"self": net.model, "independent": nets.network(plan, out, "judge").model}
+
+    def prob(model, x):
+        with torch.no_grad(): return model(x[None]).softmax(1)[0]
+
+    def drop(split, n, layer, judge):
+        got = []
+        for i in np.random.default_rng(0).permutation(len(data[split]))[:n]:
+            x = data.batch(split, [int(i)])[0][0]
+            t = int(prob(net.model, x).argmax())
+            m = explain_with("layercam", net.model, x[None], t, layer=layer).map[0]
+            m = torch.full_like(m, .5) if m.max() == m.min() else (m-m.min())/(m.max()-m.min())
+            p, q = prob(judge, x)[t].item(), prob(judge, x*(m <= .5))[t].item()
+            got.append(max(0, (p-q)/p))
+        return sum(got)/n
+
+    scores = [drop("valid", 4, l, judges["self"]) for l in range(2)]
+    for j, judge in judges.items():
+        row = next(r for r in rows if (r["method"], r["metric"], r["judge"]) == ("layercam", "hard_drop", j))
+        assert np.allclose(row["choice_scores"], scores, atol=1e-3) and row["chosen"] == {"layer": int(np.argmax(scores))}
+        assert abs(row["value"]-drop("test", 6, row["chosen"]["layer"], judge)) < 1e-3
+
+
+def test_agreement_takes_more_images(tmp_path):
+    "Without a judge: up to 200 images, controls without a network among them"
+    rows = faithfulness("shapes", methods=["mhex-exact"], metrics=["pointing", "SAD"], seeds=1, judges="self", size=20, images=5, choose=4, out=tmp_path/"o", progress=False, **TINY)
+    n = {(r["metric"], r["n"]) for r in rows if r["method"] != "prediction"}
+    assert n == {("pointing_game", 200), ("soft_drop", 5)} and {"dark-spot", "local-contrast"} <= {r["method"] for r in rows}
+    uniform = next(r for r in rows if (r["method"], r["metric"]) == ("uniform", "pointing_game"))
+    data = nets.load_plan(nets.make_plan("shapes", size=20, **TINY))
+    assert abs(uniform["value"]-data.test.masks[np.random.default_rng(0).permutation(400)[:200]].float().mean().item()) < 1e-4, "chance is the mean area"
+
+
+# ---- interrupted and resumed
+
+def test_resume(copy, ran, monkeypatch):
+    "Ctrl-C in the middle leaves whole rows; the same call computes the rest only, and ends with what an undisturbed run has"
+    count, real = [0], compare.score
+    def stop(*a, **k):
+        count[0] += 1
+        if count[0] == 7: raise KeyboardInterrupt
+        return real(*a, **k)
+    monkeypatch.setattr(compare, "score", stop)
+    with pytest.raises(KeyboardInterrupt): faithfulness(out=copy, **SMALL)
+    part = [r for r in read_rows(copy) if "values" in r]
+    assert 0 < len(part) < 7 and not list(copy.rglob("*.tmp"))
+    keys, want = {compare._key(r) for r in part}, {compare._key(r): r for r in timeless(ran[1])}
+    monkeypatch.setattr(compare, "score", real)
+    rows = faithfulness(out=copy, **SMALL)
+    assert timeless(rows) == list(want.values()) and [r for r in rows if compare._key(r) in keys] == part, "rows that were there are as they were, seconds included"
+
+
+def test_nothing_is_computed_twice(ran, monkeypatch):
+    monkeypatch.setattr(compare, "score", lambda *a, **k: pytest.fail("a cell was computed again"))
+    monkeypatch.setattr(nets, "fit_recipe", lambda *a, **k: pytest.fail("a network was trained again"))
+    assert faithfulness(out=ran[0], **{**SMALL, "methods": ["mhex-exact", "layercam"]})
+    rows = faithfulness(out=ran[0], **{**SMALL, "methods": ["mhex-exact"], "metrics": ["deletion"]})
+    assert {r["method"] for r in rows} == {"mhex-exact", "prediction", *compare.CONTROLS} and {r["metric"] for r in rows} == {"deletion", "accuracy", "auc"}, "what was asked for, not all that is there"
+
+
+def test_training_that_was_cut_off(tmp_path, monkeypatch):
+    "No network file before the training is complete; the checkpoint is taken up and then removed"
+    plan, real = nets.make_plan("digits", **TINY), nets.evaluate
+    def stop(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(nets, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt): nets.network(plan, tmp_path, "plain")
+    names = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
+    assert "checkpoint.pt" in names and nets.WEIGHTS not in names and nets.FACTS not in names
+    monkeypatch.setattr(nets, "evaluate", real)
+    nets.network(plan, tmp_path, "plain")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [nets.FACTS, nets.WEIGHTS]
+
+
+def test_other_settings_are_refused(ran):
+    for change, said in ((dict(images=7), "images 6, here 7"), (dict(steps=4), "steps 3, here 4"), (dict(epochs=2), "epochs 1, here 2")):
+        with pytest.raises(ValueError, match=said): faithfulness(out=ran[0], **{**SMALL, **change})
+
+
+# ---- processes
+
+def test_files_merge(ran, tmp_path):
+    "Rows dealt out to files are the rows of one; a cell that differs is said; a cell that could not run gives way to one that could"
+    (tmp_path/"rows").mkdir()
+    def put(name, rows): (tmp_path/"rows"/name).write_text("".join(json.dumps(r)+"\n" for r in rows))
+    rows = ran[1]
+    put("a-0.jsonl", rows[::2]); put("a-1.jsonl", [*rows[1::2], rows[0]])
+    assert read_rows(tmp_path) == rows
+    row = next(r for r in rows if "values" in r)
+    put("a-2.jsonl", [{k: v for k, v in row.items() if k not in ("value", "values", "n")} | {"missing": "ImportError: no captum"}])
+    assert read_rows(tmp_path) == rows
+    put("a-2.jsonl", [{**row, "value": row["value"]+1}])
+    with pytest.raises(ValueError, match="two rows for"): read_rows(tmp_path)
+    put("a-2.jsonl", [{"ratio": 1}])
+    with pytest.raises(ValueError, match="something else than rows"): read_rows(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed: pip install accelerate")
+def test_two_processes(ran, tmp_path):
+    "accelerate launch with two processes on the CPU (gloo): networks and cells are shared out, and the merged rows are those of one process"
+    (tmp_path/"go.py").write_text(f"import sys\nfrom mhex.compare import faithfulness\nif __name__=='__main__': faithfulness(out=sys.argv[1], **{SMALL!r})\n")
+    env = {**os.environ, "PYTHONPATH": str(Path(mhex.__file__).parent.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0".split()
+    r = subprocess.run([sys.executable, *launch, str(tmp_path/"go.py"), str(tmp_path/"run")], env=env, capture_output=True, text=True, timeout=500)
+    assert not r.returncode, r.stdout[-2000:]+r.stderr[-4000:]
+    assert timeless(read_rows(tmp_path/"run")) == timeless(ran[1])
+    files = {p.name: [json.loads(l) for l in p.read_text().splitlines()] for p in (tmp_path/"run"/"rows").iterdir()}
+    assert sorted(n[-7:] for n in files) == ["0.jsonl", "1.jsonl"] and all(any(r["method"] != "prediction" for r in o) for o in files.values()), "each process wrote cells of its own"
+
+
+def test_no_accelerate(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match="pip install accelerate"): compare.processes()
+
+
+# ---- tables
+
+def made(value, plan="p", seed=0, network="plain", method="layercam", metric="deletion", judge="self", better="lower"):
+    v = np.asarray(value, dtype=float)
+    return dict(plan=plan, data=plan, recipe="quick", split="test", seed=seed, network=network, method=method, metric=metric, masking="zero", better=better, judge=judge,
+                value=float(np.nanmean(v)), n=int((~np.isnan(v)).sum()), values=[None if math.isnan(o) else o for o in v.tolist()])
+
+
+def test_table_against_loops(ran):
+    out, rows = ran
+    summary = load_summary(out)
+    for s in (s for s in summary if "value" in s):
+        same = [r for r in rows if "value" in r and all(r.get(k) == s.get(k) for k in ("network", "method", "metric", "judge"))]
+        total = sum(r["value"] for r in same)/len(same)
+        assert s["value"] == pytest.approx(total, abs=2e-5) and s["seeds"] == [r["seed"] for r in same]
+    table = {r["method"]: r for r in score_table(summary, "digits-quick-evidence", "self")}
+    cells = {m: r["deletion (zero) ↓"] for m, r in table.items()}
+    best = min((s["value"], s["method"]) for s in summary if (s["metric"], s.get("judge")) == ("deletion", "self") and "value" in s)
+    assert cells["rollout"] == "—" and [c for c in cells.values() if c.startswith("▲")][0].startswith(f"▲ {best[0]:.3f} (")
+
+
+def test_difference_above_noise():
+    "Two networks that judge themselves: what each method gains over noise on its own network"
+    rows = []
+    for s in range(2):
+        rows += [made([.1, .2, .3], seed=s, network="mhex", method="mhex-exact"), made([.2, .4, .6], seed=s, network="mhex", method="random"),
+                 made([.5, .6, .4], seed=s), made([.9, .9, .9], seed=s, method="random")]
+    found = {(r["network"], r["method"]): r for r in summarise(rows)}
+    gain, own = np.mean([.9-.5, .9-.6, .9-.4]), np.mean([.1, .2, .3])
+    assert found["plain", "layercam"]["difference"] == pytest.approx(own-gain, abs=1e-4) and found["plain", "layercam"]["ahead"] == "0 of 2", "lower is better: noise less map is the gain"
+    assert found["mhex", "random"]["difference"] == pytest.approx(np.mean([.1, .2, .3]), abs=1e-4) and "above_noise" not in found["mhex", "random"]
+    assert found["mhex", "mhex-exact"]["reference"]
+    other = {(r["network"], r["method"]): r for r in summarise([{**r, "judge": "independent"} for r in rows])}
+    assert other["plain", "layercam"]["difference"] == pytest.approx(.3, abs=1e-4), "one judge for all: plain differences"
+
+
+def test_seeds_that_are_not_there():
+    "A method with fewer seeds is compared on those it has; samples that one side could not score are left out"
+    rows = [made([.1, np.nan, .3], seed=s, network="mhex", method="mhex", judge=None, better="higher") for s in range(3)]+[made([.3, .5, .3], seed=1, judge=None, better="higher")]
+    found = {r["method"]: r for r in summarise(rows)}
+    assert found["layercam"]["seeds"] == [1] and found["layercam"]["ahead"] == "0 of 1" and found["layercam"]["difference"] == pytest.approx(-.1, abs=1e-4)
+
+
+def test_ranks_by_hand():
+    rows = [made([v], plan=p, seed=s, method=m, network="mhex" if m == "mhex" else "plain") for p, s, vs in (("a", 0, (.1, .2, .3)), ("a", 1, (.2, .1, .3)), ("b", 0, (.1, .1, .2))) for m, v in zip(("mhex", "gradcam", "rise"), vs)]
+    r = mean_ranks(summarise(rows), "deletion", "self")
+    assert np.allclose(r["ranks"], [(1+2+1.5)/3, (2+1+1.5)/3, 3]) and r["blocks"] == 3 and r["cd"] == pytest.approx(2.343*(3*4/(6*3))**.5, abs=2e-3)
+    assert mean_ranks(summarise(rows), "insertion", "self") is None and mean_ranks(summarise(rows[:3]), "deletion", "self") is None
+    rows.append(made([.1], plan="b", seed=1, method="mhex", network="mhex"))
+    assert mean_ranks(summarise(rows), "deletion", "self") is None, "no two methods are in every block"
+
+
+def test_never_over_maskings():
+    "The same metric under another masking is another column and another ranking"
+    rows = [made([.1*i], plan=p, method=m, metric=k) | {"masking": k.partition("-")[2] or "zero"} for p in "ab" for i, m in enumerate(("mhex", "gradcam", "rise")) for k in ("deletion", "deletion-mean")]
+    assert list(score_table(summarise(rows), "a", "self")[0]) == ["method", "deletion (zero) ↓", "deletion (mean) ↓"]
+
+
+def test_interval():
+    v = np.random.default_rng(0).normal(size=(4, 50))
+    lo, hi = two_level_interval(v)
+    assert lo < v.mean() < hi and two_level_interval(v) == (lo, hi)
+    with pytest.raises(ValueError, match="holds no number"): two_level_interval([[np.nan]])
+
+
+def test_report(ran, tmp_path):
+    "Made from the rows, from one file of them, and from the stored summary: the same tables; names of data stay text"
+    out, rows = ran
+    files = write_comparison(out, tmp_path/"a")
+    again = write_comparison(files["summary"], tmp_path/"b")
+    strip = lambda p: [l for l in p.read_text("utf-8").splitlines() if l and not l.startswith("Settings:")]
+    assert strip(files["markdown"]) == strip(again["markdown"]) and "What did not run" in files["markdown"].read_text("utf-8")
+    hostile = tmp_path/"rows.jsonl"
+    hostile.write_text("".join(json.dumps({**r, "data": "<script>alert(1)</script>|x"})+"\n" for r in rows))
+    page = write_comparison(hostile, tmp_path/"c")["page"].read_text("utf-8")
+    assert "<script" not in page and "src=\"http" not in page and accuracy_table(load_summary(hostile))[0]["score"] == "accuracy"
+    assert paired_table(load_summary(out), "digits-quick-evidence", "self")
+
+
+# ---- wrong input
+
+@pytest.mark.parametrize("change, error, said", [
+    (dict(data="mnsit"), ValueError, "images: digits, shapes"), (dict(data=[]), ValueError, "data is empty"), (dict(data=3), TypeError, "data is int"), (dict(data="breastmnist"), FileNotFoundError, "breastmnist.npz is missing"),
+    (dict(data="magnetic_tile"), FileNotFoundError, "put the pictures into a zip"), (dict(data="sst", metrics=None), FileNotFoundError, "sst_trees"),
+    (dict(methods=["lime"]), ValueError, "there are mhex, mhex-"), (dict(methods=[]), ValueError, "methods is empty"), (dict(metrics=["sadd"]), ValueError, "registered: adp"), (dict(metrics=["text_drop"]), ValueError, "for images there are"),
+    (dict(metrics=["completeness_delta"]), ValueError, "takes logits"), (dict(judges=["nobody"]), ValueError, "self, independent"), (dict(peers_on=["judge"]), ValueError, "plain, mhex"), (dict(seeds=0), ValueError, "seeds is 0"),
+    (dict(images=1), ValueError, "images is 1"), (dict(steps=True), ValueError, "steps is True"), (dict(recipe="fast"), ValueError, "there are mhex-paper"), (dict(mode="probe"), ValueError, "weights="), (dict(wdith=3), TypeError, "no setting 'wdith'"),
+])
+def test_wrong_input(change, error, said, tmp_path, monkeypatch):
+    "Said before anything is written"
+    monkeypatch.setenv("MHEX_DATA", str(tmp_path/"none")); monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(error, match=said): faithfulness(**{**SMALL, **{k: None for k in TINY}, **change}, out=tmp_path/"out")
+    assert not (tmp_path/"out").exists()
+
+
+def test_no_masks(copy):
+    "Agreement asked for where nothing is known: the row says so"
+    rows = faithfulness(out=copy, **{**SMALL, "methods": ["mhex-exact"], "metrics": ["AP"]})
+    assert {r["missing"] for r in rows if r["metric"] == "average_precision"} == {"ValueError: the data have no masks"}
+
+
+# ---- command line
+
+def test_cli(ran, copy, capsys, monkeypatch):
+    words = ["bench", "faithfulness", "--data", "digits", "--methods", "mhex-exact", "--metrics", "SAD", "--seeds", 1, "--images", 4, "--choose", 2, "--epochs", 1, "--rows", 64, "--width", 8, "--judge", "self", "--out", copy/"cli"]
+    assert cli.main(list(map(str, words))) == 0
+    out, err = capsys.readouterr()
+    assert "Next: mhex bench report" in out and len(read_rows(copy/"cli")) == 4+1+2*len(compare.CONTROLS)
+    assert cli.main(["bench", "report", str(copy/"cli")]) == 0 and (copy/"cli"/"report"/"report.html").is_file()
+    assert [l.startswith("wrote ") for l in capsys.readouterr().out.splitlines()] == [True]*3
+    assert cli.main(["bench", "report", str(copy/"nowhere")]) == 2 and "holds no rows" in capsys.readouterr().err
+    assert cli.main(list(map(str, [5 if w == 4 else w for w in words]))) == 2 and "images 4, here 5" in capsys.readouterr().err
+    assert cli.main(["bench", "faithfulness", "--data", "digits", "--methods", "lime"]) == 2 and "there are mhex" in capsys.readouterr().err
+    def stop(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(compare, "faithfulness", stop)
+    assert cli.main(list(map(str, words))) == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_cli_metrics(capsys):
+    rows = Path(__file__).resolve().parent.parent/"nbs"/"data"/"metric_speed.jsonl"
+    assert cli.main(["bench", "metrics", "--read", str(rows)]) == 0 and capsys.readouterr().out.startswith("| metric | peer | judge |")
+
+
+# ---- texts
+
+def test_texts(tmp_path):
+    "Words: drops by [MASK], comprehensiveness, sufficiency, and rationales from the trees"
+    root = need("text/sst_trees/train.txt")
+    rows = faithfulness("sst", methods=["mhex-exact", "attention", "gradcam"], seeds=1, images=6, choose=4, rows=60, epochs=1, backbone="mini_bert_small", recipe="scratch-text", root=root, out=tmp_path/"o", progress=False)
+    done = {(r["method"], r["metric"]) for r in rows if "value" in r and r["method"] != "prediction"}
+    assert done == {(m, k) for m in ("mhex-exact", "attention", "random", "uniform") for k in ("text_drop", "comprehensiveness", "sufficiency", "token_average_precision")}
+    assert {r["method"] for r in rows if "missing" in r} == {"gradcam"}
