@@ -8,7 +8,7 @@ Docs: https://example.org/mhex/docs/panels.html.md"""
 __all__ = ['CSS', 'MOST_FRAMES', 'png', 'data_uri', 'text', 'number', 'table', 'meter', 'empty', 'Axis', 'player', 'Static',
            'static_page', 'one_of', 'in_range', 'widgets', 'Panel', 'safe_options']
 
-# %% ../nbs/46_panels.ipynb #95069752
+# %% ../nbs/46_panels.ipynb #96882a4e
 import base64
 import hashlib
 import io
@@ -16,6 +16,7 @@ import json
 import threading
 from dataclasses import dataclass, fields, replace
 from html import escape
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -265,7 +266,7 @@ def in_range(
     if not lo<=v<=hi: raise ValueError(f"{name} is {v}; expected a {'whole ' if whole else ''}number from {lo} to {hi}")
     return int(v) if whole else float(v)
 
-# %% ../nbs/46_panels.ipynb #1ad98b4f
+# %% ../nbs/46_panels.ipynb #7bf40a8b
 _HANDS = """
 function render({model,el}){
   el.style.display="none";
@@ -299,7 +300,7 @@ def widgets(): # Module `ipywidgets`
 
 def _hands(pictures, alts):
     "The listener, or None where anywidget is not installed"
-    try: import anywidget, traitlets
+    try: anywidget,traitlets = import_module("anywidget"),import_module("traitlets")
     except ImportError as e:
         if (e.name or "").partition(".")[0] not in ("anywidget","traitlets"): raise
         return None
