@@ -29,6 +29,8 @@ _HOME = {
     "tokens": "",
     "bench": "",
     "compare": "",
+    "panels": "",
+    "inspection": "",
     "training_run": "TrainingRun",
     "widgets": "ErrorPanel ImageInspector TextInspector TrainingPanel",
 }

@@ -92,14 +92,14 @@ def empty(
     "What stands where there is nothing to show"
     return f'<div class="mx-empty"><b>{text(title)}</b>{f"<span>{text(hint)}</span>" if hint else ""}</div>'
 
-# %% ../nbs/46_panels.ipynb #90eb7739
+# %% ../nbs/46_panels.ipynb #32f7bc47
 CSS = """
 .mhex-panel{color-scheme:light dark;--mx-ink:var(--jp-ui-font-color1,light-dark(#1c1c1c,#ececec));--mx-muted:var(--jp-ui-font-color2,light-dark(#5f5f5f,#a8a8a8));
 --mx-line:var(--jp-border-color2,light-dark(#dcdcdc,#444));--mx-page:var(--jp-layout-color1,light-dark(#fff,#181818));--mx-soft:color-mix(in srgb,var(--mx-ink) 5%,var(--mx-page));
 --mx-accent:light-dark(#1f5fa8,#7db4f0);--mx-for:#c0392b;--mx-against:#2166ac;--mx-plain:#7a7a7a;--mx-wrong:light-dark(#b8410f,#ff9d6e);
 font:14px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--mx-ink);max-width:1200px;box-sizing:border-box;overflow:visible}
 .mhex-panel *{box-sizing:border-box}
-.mhex-panel[data-theme=light]{color-scheme:light}.mhex-panel[data-theme=dark]{color-scheme:dark}
+.mhex-panel[data-theme=light],[data-jp-theme-light=true] .mhex-panel{color-scheme:light}.mhex-panel[data-theme=dark],[data-jp-theme-light=false] .mhex-panel{color-scheme:dark}
 .mhex-panel .mx-title{font-size:17px;font-weight:600;margin:0 0 2px;line-height:1.3}
 .mhex-panel .mx-sub{color:var(--mx-muted);font-size:13px;margin:0 0 8px}
 .mhex-panel .mx-row,.mhex-panel .mx-row.widget-box{display:flex;flex-flow:row wrap;gap:14px 18px;align-items:flex-start;margin:0 0 14px;overflow:visible}

@@ -160,7 +160,8 @@ def shot(pg, name):
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("path,maths", [("index.html", False), ("docs/core.html", True), ("docs/explainers/cam.html", False), ("api/core.html", False)])
+@pytest.mark.parametrize("path,maths", [("index.html", False), ("docs/core.html", True), ("docs/explainers/cam.html", False), ("api/core.html", False),
+                                        ("docs/tutorials/ten_minutes.html", False), ("docs/tutorials/training.html", False), ("docs/tutorials/inspect.html", False), ("docs/howto/kinds.html", False)])
 def test_page(visit, path, maths, width):
     pg = visit(path, width)
     name = f"{path.removesuffix('.html').replace('/', '-')}-{width}"
@@ -189,6 +190,22 @@ def test_navigation(visit, url):
     pg.wait_for_function("document.documentElement.classList.contains('quarto-dark')")
     pg.wait_for_timeout(800)  # colours fade over
     shot(pg, "core-dark")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_static_panel(visit, width):
+    "A panel on a page works without Python: its slider goes back to the untrained network, and the evidence changes."
+    pg = visit("docs/tutorials/training.html", width)
+    panel = pg.locator(".mhex-panel").first
+    panel.scroll_into_view_if_needed()
+    before = panel.inner_text()
+    panel.locator("input[type=range]").first.focus()
+    pg.keyboard.press("Home")
+    pg.wait_for_function("([p, old]) => p.innerText !== old", arg=[panel.element_handle(), before], timeout=10_000)
+    shot(pg, f"panel-untrained-{width}")
+    pg.keyboard.press("End")
+    pg.wait_for_function("([p, old]) => p.innerText === old", arg=[panel.element_handle(), before], timeout=10_000)
 
 
 @needs_browser
