@@ -171,7 +171,7 @@ def settings_form(
     return dict(**p, download=r.download, text=s(r.text), label=s(r.label), size=s(r.size), most=s(r.most), backbone=s(r.backbone), width=s(r.backbone_kw.get("width")), pretrained=r.pretrained, recipe=r.recipe or "",
                 epochs=s(r.epochs), lr=s(r.lr), seed=s(r.seed), rank=s(r.rank), gate=s(r.gate_bias), heads=w if isinstance(w, str) else ", ".join(map(s, w)) if w else "")
 
-# %% ../nbs/49_training_panel.ipynb #7a11f6a7
+# %% ../nbs/49_training_panel.ipynb #18d74eef
 CSS = """<style>
 .mhex-panel .mx-bar{height:8px;background:var(--mx-soft);border-radius:4px;overflow:hidden;margin:7px 0 6px}.mhex-panel .mx-bar i{display:block;height:100%;background:var(--mx-accent);border-radius:4px}
 .mhex-panel .mx-badge{display:inline-block;padding:1px 9px;border-radius:10px;font-size:12px;font-weight:600;border:1px solid currentColor;margin-right:8px}
@@ -187,7 +187,7 @@ CSS = """<style>
 .mhex-panel .mx-fail{border-left:3px solid var(--mx-wrong);padding:6px 12px;margin:0 0 10px;overflow-wrap:anywhere}.mhex-panel .mx-fail b{color:var(--mx-wrong)}.mhex-panel .mx-fail pre{font-size:11.5px;overflow:auto;max-height:260px;background:var(--mx-soft);color:inherit;padding:8px;border-radius:4px;white-space:pre}
 .mhex-panel .mx-warn{border-left:3px solid light-dark(#b58900,#e0b94a);padding:3px 12px;margin:0 0 10px;font-size:13px;overflow-wrap:anywhere}
 .mhex-panel .mx-buttons,.mhex-panel .mx-buttons.widget-box{display:flex;flex-flow:row wrap;gap:6px 8px;grid-column:1/-1;overflow:visible;margin:0}.mhex-panel .mx-buttons .jupyter-button{width:auto!important;margin:0!important}
-.mhex-panel .mx-controls.mx-tools{background:none;padding:0}.mhex-panel .mx-controls:not(.mx-tools) .jupyter-button{background:var(--mx-page)}
+.mhex-panel .mx-controls.mx-tools{background:none;padding:0}
 .mhex-panel .mx-buttons .widget-text{width:250px!important;margin:0 0 0 10px!important}.mhex-panel .mx-buttons .widget-text .widget-label{width:auto!important;flex:none!important;margin-right:8px}
 .mhex-panel .mx-sub{line-height:1.4}
 .mhex-panel .mx-controls.mx-settings-off{display:none!important}
@@ -303,7 +303,7 @@ def finder_html(
                        y=(lo-.06*(top-lo), top), logx=True, marks=marks, size=(560,200))
     return f'<div style="max-width:640px">{chart}</div>'
 
-# %% ../nbs/49_training_panel.ipynb #8e9a82b0
+# %% ../nbs/49_training_panel.ipynb #c5282273
 _LUT = {}
 
 def _glow(v):
@@ -356,7 +356,7 @@ def maps_html(
     same:bool=True, # One scale for all epochs, that of the latest
 )->str:
     "The same few samples after an epoch"
-    if not v.frames or v.samples is None: return "" if v.task else empty("Nothing is trained yet", "Start trains what the form says. Here the same few validation samples will stand, before training and after each epoch, with the evidence that the network finds in them.")
+    if not v.frames or v.samples is None: return empty("No maps yet", "Before training and after each epoch the same few validation samples stand here, with the evidence that the network finds in them.")
     frame = next((f for f in v.frames if f.epoch==epoch), v.frames[-1])
     s,n = v.samples,len(v.samples)
     kind = kind if kind in frame.maps else "paper"
@@ -397,19 +397,20 @@ def compare_html(
     return (f'<div style="max-width:560px">{table(rows, ["", "MHEX", "plain twin", "difference"], f"On the {n} test samples, read by nothing else")}'
             '<div class="mx-muted" style="font-size:12.5px;margin:5px 0 0">Same initial weights, same batches, same length. One seed: a difference of a point or two is within the spread between seeds.</div></div>')
 
-# %% ../nbs/49_training_panel.ipynb #3fd308b0
+# %% ../nbs/49_training_panel.ipynb #6ca96dec
 _DESCRIBE = {"one-cycle":"one cycle","steps":"a tenth at 50 and 75 %","constant":"constant rate"}
 
 def recipe_line(
     name:str,         # In `mhex.train.recipes`
     epochs=None,      # Instead of the recipe's
     lr=None,          # Instead of the recipe's
+    bs=None,          # Instead of the recipe's
 )->str:
     "A recipe in a few words"
     r = get_recipe(name)
     n = epochs or r.epochs
     least = f" (at least {r.min_steps} steps)" if r.min_steps and not epochs else ""
-    return f"{n} epoch{'s' if n!=1 else ''}{least}, {r.optimizer}, learning rate {lr or r.lr:g}, {_DESCRIBE.get(r.schedule, r.schedule)}, batches of {r.bs} (recipe {r.name})"
+    return f"{n} epoch{'s' if n!=1 else ''}{least}, {r.optimizer}, learning rate {lr or r.lr:g}, {_DESCRIBE.get(r.schedule, r.schedule)}, batches of {bs or r.bs} (recipe {r.name})"
 
 def _default_recipe(s, texts): return s.recipe or ("quick" if not texts else "scratch-text" if s.backbone.strip()=="mini_bert_small" else "quick-text")
 
@@ -427,7 +428,7 @@ def _what(r, texts):
 class TrainingPanel(Panel):
     "Train an MHEX network in the background, and watch evidence form"
     title,subtitle = "Training","Start, pause, resume, stop: the kernel stays free. Every head learns; each epoch shows the same few validation samples again."
-    rows = [[("notice","status")],["finder"],["charts"],["compare"],["maps"]]
+    rows = [[("notice","status")],["finder"],["charts"],["compare"],"Maps",["maps"]]
 
     def __init__(self,
         data=None,                      # `ImageData`, `TextData`, a name, a folder or a CSV file; None: digits
@@ -473,7 +474,7 @@ class TrainingPanel(Panel):
         name = {OWN:getattr(self.own, "name", ""), "medmnist":s.med}.get(s.source, Path(s.path).name if s.source in ("folder","csv") else s.source)
         try: n,lr = _read_number("epochs", s.epochs, True),_read_number("learning rate", s.lr, False)
         except ValueError: n = lr = None # said above
-        return f"{name or 'no data yet'} → {s.backbone.strip() or ('mini_bert' if texts else 'resnet18_28')}: {recipe_line(_default_recipe(s, texts), n, lr)}"
+        return f"{name or 'no data yet'} → {s.backbone.strip() or ('mini_bert' if texts else 'resnet18_28')}: {recipe_line(_default_recipe(s, texts), n, lr, self.base.bs)}"
 
     def render(self,
         s, # State
@@ -640,7 +641,7 @@ def _texts(name):
     try: return data_kind(name)=="texts"
     except ValueError: return False
 
-# %% ../nbs/49_training_panel.ipynb #00304031
+# %% ../nbs/49_training_panel.ipynb #c6869291
 @patch
 def bind(self:TrainingPanel,
     name:str, # A field of the state
@@ -712,18 +713,14 @@ def _buttons(W, ws):
 
 @patch(as_prop=True)
 def view(self:TrainingPanel):
-    "The live panel: settings that fold, the maps' controls above the maps"
+    "The live panel, with settings that fold"
     new = self._live is None
     view = Panel.view.fget(self)
     if not new: return view
-    top,said_,data,net,train,go,maps,*rest = view.children
-    self._boxes,self._tools = (data,net,train),maps
-    maps.add_class("mx-tools"); go.add_class("mx-tools")
-    hands = rest[-1:] if self._live["hands"] is not None else []
-    rows = rest[:len(rest)-len(hands)]
-    view.children = (top,said_,data,net,train,go,*rows[:-1],maps,rows[-1],*hands)
-    self._row_of = dict(zip(("status","finder","charts","compare","maps"), rows))
-    self._live["parts"]["notice"].layout.display = None
+    self._boxes,go,rows = view.children[2:5],view.children[5],self._live["rows"]
+    self._tools = rows[4]
+    for box in (self._tools,go): box.add_class("mx-tools")
+    self._row_of = dict(zip(("status","finder","charts","compare","maps"), [*rows[:4],rows[5]]))
     self.sync(self.state)
     return view
 
