@@ -490,7 +490,7 @@ def _repr_mimebundle_(self:Panel, include=None, exclude=None):
 @patch
 def __repr__(self:Panel): return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self.state, f.name)!r}' for f in fields(self.state))})"
 
-# %% ../nbs/46_panels.ipynb #14e67b52
+# %% ../nbs/46_panels.ipynb #c8cff82d
 @patch
 def bind(self:Panel,
     name:str, # A field of the state
@@ -500,7 +500,8 @@ def bind(self:Panel,
     if name not in (known := [f.name for f in fields(self.state)]): raise ValueError(f"{name!r} is no field of the state; it has {', '.join(known)}")
     self._controls[name] = widget
     def moved(change):
-        if not self._syncing: self.safely(self.update, **{name:change["new"]})
+        with self._lock: # another thread may be putting a new view in place, and must not swallow a person's change
+            if not self._syncing: self.safely(self.update, **{name:change["new"]})
     widget.observe(moved, "value")
     return widget
 

@@ -641,20 +641,7 @@ def _texts(name):
     try: return data_kind(name)=="texts"
     except ValueError: return False
 
-# %% ../nbs/49_training_panel.ipynb #c6869291
-@patch
-def bind(self:TrainingPanel,
-    name:str, # A field of the state
-    widget,   # With a `value`
-):            # The widget
-    "As `Panel.bind`, under the lock: the thread may be putting a new view in place"
-    self._controls[name] = widget
-    def moved(change):
-        with self._lock:
-            if not self._syncing: self.safely(self.update, **{name:change["new"]})
-    widget.observe(moved, "value")
-    return widget
-
+# %% ../nbs/49_training_panel.ipynb #47f7d5ee
 def _field(self, name, label, tip="", hint=""):
     w = self.entry(name, label, tip)
     w.placeholder = hint

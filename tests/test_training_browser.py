@@ -53,7 +53,7 @@ def looks(page, name):
 
 def test_idle(page):
     assert enabled(page, "Start") and enabled(page, "Load") and not any(enabled(page, n) for n in ("Pause", "Resume", "Stop", "Compare with plain twin", "Save"))
-    assert "Nothing is trained yet" in read(page, ".mx-part--maps") and "60 epochs" in read(page, ".mx-part--status")
+    assert "No maps yet" in read(page, ".mx-part--maps") and "60 epochs" in read(page, ".mx-part--status")
     looks(page, "idle")
 
 
@@ -98,7 +98,7 @@ def test_resume(page):
     here = where(page)
     with changes(page, ".mx-part--status .mx-batch"): click(page, "Resume")
     state(page, "running")
-    page.wait_for_function("([e,b])=>{const n=c=>+document.querySelector('.mx-part--status .'+c).innerText;return n('mx-epoch')>e||n('mx-batch')>b+1}", arg=list(here), timeout=120_000)
+    page.wait_for_function("([e,b])=>{const n=c=>+document.querySelector('.mx-part--status .'+c).innerText;return n('mx-epoch')>e||n('mx-batch')!==b}", arg=list(here), timeout=120_000)
 
 
 def test_stop(page):
@@ -113,7 +113,7 @@ def test_stop(page):
     with changes(page, ".mx-part--status .mx-batch"): pass
     click(page, "Stop")
     state(page, "stopped")
-    assert where(page) >= here
+    assert where(page)[0] >= here[0]
 
 
 def test_finished_and_twin(short):
