@@ -10,6 +10,17 @@ import random, socket, sys
 import pytest
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Tests that share a page or a site go to one worker, in order; every other test to whichever is free. (pytest-xdist 3.8 does not see its own marks under pytest 9.2.)"
+    from xdist.scheduler import LoadGroupScheduling
+    class ByPage(LoadGroupScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if file.endswith(("_browser.py", "test_docs.py")) else super()._split_scope(nodeid)
+    return ByPage(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def loopback_only():
     "Tests never download: connecting to anything but this machine is an error that says so."
