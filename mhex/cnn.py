@@ -6,7 +6,7 @@ Docs: https://example.org/mhex/docs/cnn.html.md"""
 
 # %% auto #0
 __all__ = ['ResNetAdapter', 'RegNetAdapter', 'ConvNeXtAdapter', 'EfficientNetAdapter', 'TorchvisionAdapter', 'SmallBlock',
-           'local_contrast', 'SmallResNet']
+           'local_contrast', 'ContrastStem', 'SmallResNet']
 
 # %% ../nbs/11_cnn.ipynb #d22e847b
 import torch
@@ -138,7 +138,7 @@ class TorchvisionAdapter(Adapter):
         known = all(isinstance(p, (nn.LayerNorm,nn.Flatten,nn.Dropout,nn.Linear)) for p in parts)
         return ClassifierSpec(features, parts[-1], norm) if features is not None and known and isinstance(parts[-1], nn.Linear) else None
 
-# %% ../nbs/11_cnn.ipynb #a4e88730
+# %% ../nbs/11_cnn.ipynb #778c8c27
 class _SkipPad(nn.Module):
     "Shortcut without parameters: every second pixel, new channels filled with zeros on both sides"
     def __init__(self, new): super().__init__(); self.new = new
@@ -178,6 +178,19 @@ def local_contrast(
     m = F.conv2d(m[:,:,index(h)], k[None,None,:,None])
     return x-m.reshape(b,c,h,w)
 
+class ContrastStem(nn.Conv2d):
+    "A convolution of an image and, with weights of its own, of its local contrast"
+    def __init__(self,
+        in_channels:int,   # 1 for grey images
+        out_channels:int,  # Channels it makes
+        stride:int=1,      # Of both
+        width:float=4.,    # Of the blur, px
+    ):
+        super().__init__(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.width,self.contrast = width,nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+
+    def forward(self, x): return super().forward(x)+self.contrast(local_contrast(x, self.width))
+
 class SmallResNet(nn.Module):
     "ResNet for small images: 3x3 stem, no max-pool"
     def __init__(self,
@@ -187,11 +200,16 @@ class SmallResNet(nn.Module):
         blocks=(2,2,2,2),       # Blocks in each stage
         option_a:bool=False,    # Shortcuts without parameters
         contrast:float|None=None, # See each image less its own blur of this width, px (`local_contrast`); None: the image itself
+        beside:bool=False,      # With `contrast`: see it beside the image, not in its place
+        stem_stride:int=1,      # Stride of the first convolution; 2 for images of 64 to 128 px
     ):
         super().__init__()
         if contrast is not None and not contrast>0: raise ValueError(f"contrast is {contrast}; expected the width of a blur in px, > 0, or None")
-        c,self.contrast = width,contrast
-        self.conv1,self.bn1 = nn.Conv2d(in_channels, c, 3, 1, 1, bias=False),nn.BatchNorm2d(c)
+        if beside and contrast is None: raise ValueError("beside=True puts local contrast beside the image; give its width, contrast=")
+        if stem_stride not in (1,2,4): raise ValueError(f"stem_stride is {stem_stride!r}; expected 1, 2 or 4")
+        c,self.contrast = width,None if beside else contrast
+        self.conv1 = ContrastStem(in_channels, c, stem_stride, contrast) if beside else nn.Conv2d(in_channels, c, 3, stem_stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c)
         for i,n in enumerate(blocks):
             out = width*2**i
             stage = [SmallBlock(c if j==0 else out, out, 2 if i and j==0 else 1, option_a) for j in range(n)]

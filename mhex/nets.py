@@ -31,7 +31,7 @@ from .pretrained import check_weights, create_backbone, read_weights
 from .textdata import TextData, load_text, text_names
 from .train import CHECKPOINT, evaluate, fit_recipe, get_recipe, mhex_learner
 
-# %% ../nbs/52_nets.ipynb #9af73e1a
+# %% ../nbs/52_nets.ipynb #0c4d2727
 JUDGE_SEED = 1000
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
     recipe:str|None=None         # Name of a recipe; None: "quick-evidence", for texts "quick-text"
     epochs:int|None=None         # None: the recipe's
     rows:int|None=None           # Training images or texts, drawn by a fixed seed; None: all
-    mode:str="train"             # "train", or "probe": the backbone stays as it is
+    mode:str="train"             # "train", or "probe": the backbone stays as it is; without `weights` it is the plain twin
     backbone:str|None=None       # None: "resnet18_28", for texts "mini_bert"
     backbone_kw:dict=field(default_factory=dict) # Its settings
     weights:str|None=None        # File with its trained weights, in the data folder
@@ -52,13 +52,16 @@ class Plan:
     def is_text(self): return names_texts(self.data)
 
     @property
-    def name(self): return f"{slug(self.data)}-{self.recipe}"
+    def of_twin(self): return self.mode=="probe" and self.weights is None
+
+    @property
+    def name(self): return f"{slug(self.data)}-{self.recipe}"+"-probe"*self.of_twin
 
     def facts(self):
         "As plain JSON; what is not set is left out"
         return json.loads(json.dumps({k:v for k,v in asdict(self).items() if v not in (None,{})}))
 
-PLANS = {"magnetic_tile":dict(size=64, backbone_kw=dict(width=16, blocks=(1,1,1,1)), judge=dict(backbone_kw=dict(width=24, blocks=(1,1,1)))),
+PLANS = {"magnetic_tile":dict(size=96, recipe="surface", backbone_kw=dict(width=16, stem_stride=2, contrast=8.), judge=dict(backbone_kw=dict(width=24, blocks=(1,1,1,1), stem_stride=2, contrast=8.))),
          "cifar10":dict(mode="probe", backbone="cifar_resnet20", weights="resnet20-12fca82f.th", judge=dict(backbone="cifar_resnet56", weights="resnet56-4bfd9763.th"))}
 _IMAGES = dict(recipe="quick-evidence", backbone="resnet18_28", judge=dict(backbone_kw=dict(width=24, blocks=(1,1,1,1))))
 _TEXTS = dict(recipe="quick-text", backbone="mini_bert")
@@ -90,7 +93,6 @@ def make_plan(
     get_recipe(p.recipe)
     if texts and p.size is not None: raise ValueError(f"size is for images, and {data!r} is texts")
     if p.mode not in ("train","probe"): raise ValueError(f"mode is {p.mode!r}; expected 'train' or 'probe'")
-    if p.mode=="probe" and p.weights is None: raise ValueError(f"mode='probe' explains a trained network: give the file of its weights, weights=, and its backbone")
     return p
 
 def load_plan(
@@ -101,7 +103,7 @@ def load_plan(
     data = load_text(plan.data, root=root) if plan.is_text else load_data(plan.data, size=plan.size, root=root)
     return data if plan.rows is None else data.subset(train=plan.rows)
 
-# %% ../nbs/52_nets.ipynb #48d879f8
+# %% ../nbs/52_nets.ipynb #f0136c97
 KINDS = ("mhex","plain","judge")
 WEIGHTS,FACTS = "network.safetensors","network.json"
 
@@ -174,12 +176,15 @@ def network(
 )->Net:
     "A network of the plan: read if it was trained before, trained and kept otherwise"
     if kind not in KINDS: raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    if plan.of_twin and kind!="mhex": plan = replace(plan, mode="train") # the twin, and the judge, are those of the trained plan
     name = f"{plan.name}-{kind}"+("" if kind=="judge" else f"-{seed}")
     d,data = output_folder(Path(folder)/"networks"/name),load_plan(plan, root) if data is None else data
-    with _on_its_own(): return _network(plan, d, name, kind, seed, data, root, device, progress)
+    twin = network(plan, folder, "plain", seed, data, root, device, progress).model if plan.of_twin else None
+    with _on_its_own(): return _network(plan, d, name, kind, seed, data, root, device, progress, twin)
 
-def _network(plan, d, name, kind, seed, data, root, device, progress):
+def _network(plan, d, name, kind, seed, data, root, device, progress, twin):
     learn,ready = _learner(plan, data, kind, seed, root, device)
+    if twin is not None: learn.model.backbone.load_state_dict(twin.state_dict())
     own = dict(plan=plan.facts(), kind=kind, seed=JUDGE_SEED if kind=="judge" else seed)
     if (d/FACTS).is_file():
         facts = json.loads((d/FACTS).read_text(encoding="utf-8"))

@@ -47,7 +47,7 @@ from .splits import OrderedDL
 from .textdata import TextBatch, TextData, TextDL
 from .transformer import check_batch, check_tokenizer, token_limit
 
-# %% ../nbs/31_train.ipynb #70c4aa5d
+# %% ../nbs/31_train.ipynb #f42fe13a
 @dataclass(frozen=True)
 class Recipe:
     "A named way to train"
@@ -67,6 +67,7 @@ class Recipe:
     max_length:int=128        # Most tokens of a text, special ones included
     augment:str|None=None     # A name in `augments`, or None
     reduction:str="mean"      # Of the losses over heads: "mean" | "sum"
+    early:float=1.            # Weight of every head's loss but the last one's, > 0; the last one's is 1
     select:str|None=None      # Best epoch by this validation metric ("auc", "accuracy", "valid_loss"); None: the last epoch
     patience:int|None=None    # Stop after this many epochs without a better one; needs `select`
     pretrained:bool=False     # Meant for pretrained weights (`mhex_learner(pretrained=True)`)
@@ -96,8 +97,11 @@ recipes = {r.name:r for r in [
     Recipe("quick-text", "adamw", lr=2e-4, head_lr=10., wd=.01, schedule="one-cycle", clip=1., epochs=1, min_steps=25, bs=32, max_length=64, pretrained=True),
     Recipe("minilm-agnews", "adamw", lr=6e-5, head_lr=16.6667, wd=.01, schedule="one-cycle", clip=1., epochs=1, bs=32, max_length=64, pretrained=True),
     Recipe("scratch-text", "adamw", lr=2e-3, wd=.01, schedule="one-cycle", clip=1., epochs=6, min_steps=200, bs=32, max_length=64),
-    Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)})]}
+    Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)}),
+    Recipe("surface", "adamw", lr=2e-3, wd=.05, schedule="one-cycle", epochs=1, min_steps=1000, bs=32, augment="crop-flip", attach=dict(pool="softmax"), early=.1, backbone_kw={"resnet18_28": dict(width=16, stem_stride=2)})]}
 recipes["quick-evidence"] = replace(recipes["quick"], name="quick-evidence", attach=dict(pool="softmax"))
+recipes["quick-gentle"] = replace(recipes["quick-evidence"], name="quick-gentle", early=.1)
+recipes["gentle-text"] = replace(recipes["minilm-agnews"], name="gentle-text", early=.1)
 
 def get_recipe(
     recipe, # A name in `recipes`, or a `Recipe`
@@ -107,7 +111,7 @@ def get_recipe(
     if not isinstance(recipe, str) or recipe not in recipes: raise ValueError(f"recipe is {recipe!r}; there are {', '.join(recipes)}, or pass a Recipe")
     return recipes[recipe]
 
-# %% ../nbs/31_train.ipynb #4f8cbb3a
+# %% ../nbs/31_train.ipynb #04ef377b
 def _each(make):
     "A torchvision transform, drawn anew for each image of a batch"
     def _aug(x):
@@ -117,6 +121,7 @@ def _each(make):
 
 augments = {"shift": partial(light_augment, flip=False), "shift-flip": light_augment,
     "flip-rotate": _each(lambda T,n: T.Compose([T.RandomHorizontalFlip(), T.RandomVerticalFlip(), T.RandomRotation(15)])),
+    "crop-flip": _each(lambda T,n: T.Compose([T.RandomResizedCrop(n, scale=(.6,1), ratio=(.95,1.05), antialias=True), T.RandomHorizontalFlip(), T.RandomVerticalFlip(), T.ColorJitter(.15, .15)])),
     "imagenet": _each(lambda T,n: T.Compose([T.RandomResizedCrop(n, antialias=True), T.RandomHorizontalFlip(), T.TrivialAugmentWide()]))}
 
 def _augment(name):
@@ -524,7 +529,12 @@ def _difference(key, there, here):
         return f"{key} had {'; '.join(d[:3])}"
     return f"{key} was {there!r}, here it is {here!r}"
 
-# %% ../nbs/31_train.ipynb #c00676a8
+# %% ../nbs/31_train.ipynb #d19153ef
+def _head_weights(recipe, model):
+    "Weights of the heads' losses; None: all 1"
+    if isinstance(recipe.early, bool) or not isinstance(recipe.early, (int,float)) or not recipe.early>0: raise ValueError(f"the recipe's early is {recipe.early!r}; expected a number > 0, the weight of every head's loss but the last one's")
+    return None if recipe.early==1 else [recipe.early]*(len(model.units)-1)+[1.]
+
 def _data_facts(data, n_classes, multi_label):
     "(number of classes, class names or None, several labels?, preprocessing or None, name) of a data set or `DataLoaders`"
     if isinstance(data, (ImageData,TextData)): return data.n_classes,list(data.class_names),data.multi_label,data.preprocess,data.name
@@ -693,7 +703,7 @@ def mhex_learner(
     if explain: model.preprocess = prep
     if metrics is None: metrics = [ScoreMetric(accuracy_score, "accuracy", many), ScoreMetric(auc_score, "auc", many)]
     cbs = [SeedCallback(seed), CheckBatchCallback(k, many), HistoryCallback()]
-    if explain: cbs.append(MHEXCallback(DeepSupervisionLoss(reduction=r.reduction, multi_label=many), targets))
+    if explain: cbs.append(MHEXCallback(DeepSupervisionLoss(_head_weights(r, model), r.reduction, many), targets))
     if torch.device(getattr(dls, "device", None) or default_device()).type=="cuda": cbs.append(MixedPrecision())
     learn = MHEXLearner(dls, model, loss_func=BCEWithLogitsLossFlat() if many else CrossEntropyLossFlat(), opt_func=_optimizer(r), lr=r.lr, wd=r.wd,
                         splitter=_groups, metrics=metrics, cbs=cbs, moms=(.95,.85,.95))

@@ -36,6 +36,19 @@ def copy(ran, tmp_path):
 
 # ---- rows
 
+def test_probe_of_the_twin(copy, monkeypatch):
+    "Without weights, probe mode explains the plain twin: its networks are used, its predictions unchanged, noise scores the same on both"
+    trained = []
+    real = nets._fit
+    monkeypatch.setattr(nets, "_fit", lambda learn, folder, plan, name, progress: (trained.append(name), real(learn, folder, plan, name, progress)))
+    rows = faithfulness(out=copy, **{**SMALL, "methods": ["mhex-exact", "gradcam"], "metrics": ["deletion"]}, mode="probe")
+    assert trained == ["digits-quick-evidence-probe-mhex-0"], "only heads are trained"
+    got = {(r["network"], r["metric"]): r["value"] for r in rows if r["method"] == "prediction"}
+    assert got["mhex", "accuracy"] == got["plain", "accuracy"] and got["mhex", "auc"] == got["plain", "auc"]
+    noise = {r["network"]: r["values"] for r in rows if r["method"] == "random" and r["judge"] == "self"}
+    assert noise["mhex"] == noise["plain"] and {r["plan"] for r in rows} == {"digits-quick-evidence-probe"}
+
+
 def test_rows_say_what_they_are(ran):
     out, rows = ran
     assert rows == sorted(rows, key=compare._key) and {r["judge"] for r in rows} == {None, "self", "independent"}
@@ -261,7 +274,7 @@ def test_report(ran, tmp_path):
     (dict(data="magnetic_tile"), FileNotFoundError, "put the pictures into a zip"), (dict(data="sst", metrics=None), FileNotFoundError, "sst_trees"),
     (dict(methods=["lime"]), ValueError, "there are mhex, mhex-"), (dict(methods=[]), ValueError, "methods is empty"), (dict(metrics=["sadd"]), ValueError, "registered: adp"), (dict(metrics=["text_drop"]), ValueError, "for images there are"),
     (dict(metrics=["completeness_delta"]), ValueError, "takes logits"), (dict(judges=["nobody"]), ValueError, "self, independent"), (dict(peers_on=["judge"]), ValueError, "plain, mhex"), (dict(seeds=0), ValueError, "seeds is 0"),
-    (dict(images=1), ValueError, "images is 1"), (dict(steps=True), ValueError, "steps is True"), (dict(recipe="fast"), ValueError, "there are mhex-paper"), (dict(mode="probe"), ValueError, "weights="), (dict(wdith=3), TypeError, "no setting 'wdith'"),
+    (dict(images=1), ValueError, "images is 1"), (dict(steps=True), ValueError, "steps is True"), (dict(recipe="fast"), ValueError, "there are mhex-paper"), (dict(mode="frozen"), ValueError, "'train' or 'probe'"), (dict(wdith=3), TypeError, "no setting 'wdith'"),
 ])
 def test_wrong_input(change, error, said, tmp_path, monkeypatch):
     "Said before anything is written"

@@ -36,6 +36,21 @@ class StopAt(Callback):
         if event_name == self.event and self.learn.train_iter == self.step: raise RuntimeError("power cut")
 
 
+# heads in the loss
+
+def test_early_heads_count_less(digits):
+    "The training loss is the weighted mean over heads, the last one in full"
+    l = learner(digits, recipe=replace(QUICK, early=.25))
+    assert l.mhex.loss_of_heads.weights == [.25, 1.] and learner(digits).mhex.loss_of_heads.weights is None
+    x, y = digits.batch("train", range(8))
+    model = l.model.eval()
+    with torch.no_grad(): model(x)
+    a, b = (torch.nn.functional.cross_entropy(p, y) for p in model.head_logits)
+    torch.testing.assert_close(l.mhex.loss_of_heads(model.head_logits, y), (.25*a+b)/1.25)
+    for bad in (0, -1., True, "half"):
+        with pytest.raises(ValueError, match="early is"): learner(digits, recipe=replace(QUICK, early=bad))
+
+
 # resume
 
 @pytest.fixture(scope="module")
