@@ -286,7 +286,7 @@ def tutorials_command(
     print(f"{len(new)} of {len(found)} files written to {a.folder}, the others were there already" if len(new)<len(found) else f"{len(new)} files written to {a.folder}")
     print(f"next: {lab}jupyter lab {shlex.quote(str(a.folder))}")
 
-# %% ../nbs/60_cli.ipynb #7933146f
+# %% ../nbs/60_cli.ipynb #0e417525
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Room for the names of commands, which stand two columns further in than argparse counts"
     def add_argument(self, action):
@@ -319,7 +319,7 @@ def _data_options(p, default):
     p.add_argument("--root", help="folder with the data; default: $MHEX_DATA, then the library's own")
     p.add_argument("--download", action="store_true", help="get a MedMNIST set, or AG News, if it is missing")
     p.add_argument("--backbone", "--model", dest="backbone", metavar="NAME", help="e.g. resnet18_28, timm/resnet18, vit_small_28; for texts mini_bert, mini_bert_small, hf/FOLDER (default resnet18_28; for texts mini_bert)")
-    p.add_argument("--recipe", help="quick, quick-evidence, quick-gentle, surface, mhex-paper, mhex-imagenet, medmnist-v2, medmnist-plus; for texts quick-text, scratch-text, minilm-agnews, gentle-text, bert-agnews (default quick; for texts quick-text, for mini_bert_small scratch-text)")
+    p.add_argument("--recipe", help="quick, quick-evidence, quick-gentle, quick-contrast, surface, mhex-paper, mhex-imagenet, medmnist-v2, medmnist-plus; for texts quick-text, scratch-text, minilm-agnews, gentle-text, bert-agnews (default quick; for texts quick-text, for mini_bert_small scratch-text)")
     p.add_argument("--width", type=_whole(1), help="channels of the first stage of resnet18_28 (default: the recipe's)")
     p.add_argument("--epochs", type=_whole(1), help="passes over the training images (default: the recipe's)")
     p.add_argument("--seed", type=_whole(0), default=0, help="of weights, splits, order and augmentation (default 0)")
