@@ -6,10 +6,9 @@ Docs: https://example.org/mhex/docs/bench.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'TRAINING', 'TEXTS', 'PEERS', 'PATCH_PEERS', 'TEXT_PEERS', 'mhex_calls', 'training_calls', 'paired',
-           'latency', 'save_rows', 'load_rows', 'latency_table', 'rss', 'memory_growth']
+           'versions', 'latency', 'latency_table', 'rss', 'memory_growth']
 
-# %% ../nbs/50_bench.ipynb #defa0423
-import json
+# %% ../nbs/50_bench.ipynb #6d7b83a8
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .adapt import attach, find_adapter, unwrap_logits
 from .explainers.base import explain_with, library
-from .files import output_folder, whole_file
+from .files import load_rows, output_folder, save_rows
 from .losses import DeepSupervisionLoss
 from .pretrained import create_backbone
 from .saliency import explain
@@ -169,16 +168,20 @@ def paired(
             ratios[name].append(_seconds(f)/p)
     return ratios
 
-# %% ../nbs/50_bench.ipynb #ce498ea0
+# %% ../nbs/50_bench.ipynb #29d895e1
+def versions(
+    *names:str, # Of packages, as they are called on the package index
+)->dict:        # Of those that are installed
+    "Versions of packages"
+    def version(n):
+        try: return metadata.version(n)
+        except metadata.PackageNotFoundError: return None
+    return {n:v for n in names if (v:=version(n)) is not None}
+
+# %% ../nbs/50_bench.ipynb #8e2f4524
 def _row(ratios, **facts):
     q = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios)>1 else [ratios[0]]*3
     return dict(**facts, ratio=round(q[1], 3), q25=round(q[0], 3), q75=round(q[2], 3), rounds=len(ratios))
-
-def _versions():
-    def v(n):
-        try: return metadata.version(n)
-        except metadata.PackageNotFoundError: return None
-    return {n:v(n) for n in _LIBRARIES}
 
 @contextmanager
 def _threads(n):
@@ -233,31 +236,18 @@ def latency(
     "Cost of explanations as ratios to the plain forward pass"
     models,batches = _check(models, batches, rounds, threads)
     if out is not None: output_folder(Path(out).absolute().parent)
-    rows,versions,few = [],_versions(),min(rounds, max(5, rounds//6))
+    rows,found,few = [],versions(*_LIBRARIES),min(rounds, max(5, rounds//6))
     large = torch.empty(7_500_000) # 30 MB, see "How it is measured"
     del large
     with _threads(threads) as n_threads, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name in models:
             net,size,batch = _network(name)
-            facts = dict(model=name, size=size, unit="tokens" if name in TEXTS else "px", k=CLASSES, threads=n_threads, versions=versions)
+            facts = dict(model=name, size=size, unit="tokens" if name in TEXTS else "px", k=CLASSES, threads=n_threads, versions=found)
             for b in batches: rows += _measure(net, batch(b), rounds if b==1 else few, peers, facts, progress)
             if training and name in TRAINING: rows += _measure_training(net, batch(TRAINING[name]), few, facts, progress)
     if out is not None: save_rows(rows, out)
     return rows
-
-def save_rows(
-    rows, # List of dicts
-    path, # Where to
-):
-    "Write rows as JSON lines, whole or not at all"
-    with whole_file(path) as tmp: tmp.write_text("".join(json.dumps(r)+"\n" for r in rows), encoding="utf-8")
-
-def load_rows(
-    path, # What `save_rows` wrote
-)->list:  # Of dicts
-    "Read rows from JSON lines"
-    return [json.loads(l) for l in Path(path).read_text(encoding="utf-8").splitlines() if l.strip()]
 
 # %% ../nbs/50_bench.ipynb #74846432
 def latency_table(

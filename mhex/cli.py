@@ -9,7 +9,7 @@ __all__ = ['is_text_data', 'demo_command', 'train_command', 'explain_command', '
            'bench_report_command', 'bench_metrics_command', 'doctor_command', 'tutorials_command', 'make_parser',
            'main']
 
-# %% ../nbs/60_cli.ipynb #6affcc67
+# %% ../nbs/60_cli.ipynb #bfa8ed71
 import argparse
 import importlib.util
 import os
@@ -21,7 +21,9 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module, metadata
 from pathlib import Path
 
-# %% ../nbs/60_cli.ipynb #9d272214
+from .errors import said
+
+# %% ../nbs/60_cli.ipynb #25c1c45c
 _TEXTS = ("agnews","ag_news","sst")
 
 def is_text_data(
@@ -206,7 +208,7 @@ def bench_metrics_command(
 ):
     "Time the metrics against other libraries' on the same maps"
     speed = import_module("mhex.speed")
-    if a.read: rows = import_module("mhex.bench").load_rows(a.read)
+    if a.read: rows = import_module("mhex.files").load_rows(a.read)
     else: rows = speed.metric_speed(n=a.images, size=a.size, which=a.judges, rounds=a.rounds, out=a.out, progress=sys.stderr.isatty())
     print(speed.speed_table(rows))
 
@@ -286,7 +288,7 @@ def tutorials_command(
     print(f"{len(new)} of {len(found)} files written to {a.folder}, the others were there already" if len(new)<len(found) else f"{len(new)} files written to {a.folder}")
     print(f"next: {lab}jupyter lab {shlex.quote(str(a.folder))}")
 
-# %% ../nbs/60_cli.ipynb #0e417525
+# %% ../nbs/60_cli.ipynb #78c94870
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Room for the names of commands, which stand two columns further in than argparse counts"
     def add_argument(self, action):
@@ -403,7 +405,7 @@ def make_parser()->argparse.ArgumentParser:
     p.add_argument("images", nargs="*", metavar="IMAGE", help="image file; each gets a folder in --out")
     p.add_argument("--text", action="append", metavar="TEXT", help="a text instead, in quotation marks; may be given several times")
     p.add_argument("--html", metavar="FILE", help="of texts: a page with the words of every class")
-    p.add_argument("--layers", help="of texts: all, early (the first quarter), or numbers such as 0,1,2 (default: those that predict)")
+    p.add_argument("--layers", help="of texts: early (the first quarter), numbers such as 0,1,2, or all (the default: all that the kind fuses; of an exact map those that predict)")
     p.add_argument("--model", required=True, help="folder that `mhex train` or save_pretrained wrote")
     p.add_argument("--target", help="class name, or index where no class is called so (default: the predicted class); every class is saved in any case")
     p.add_argument("--kind", choices=["paper","exact","evidence"], help="kind of the fused map (default paper; for texts exact); evidence: for pointing at places")
@@ -416,8 +418,6 @@ def make_parser()->argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help="replace tutorials in it that were changed")
     for c in [*(v for k,v in sub.choices.items() if k!="bench"),*bench.choices.values()]: c.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     return parser
-
-_fastai_said = re.compile(r"^Exception occured in `\w+` when calling event `\w+`:\s*") # put before every error inside a callback
 
 def main(
     argv=None, # Words after `mhex`; None: the command line's
@@ -432,6 +432,6 @@ def main(
         return 130
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as e:
         if a.debug or os.environ.get("MHEX_DEBUG"): raise
-        print(f"mhex: error: {_fastai_said.sub('', str(e))}", file=sys.stderr)
+        print(f"mhex: error: {said(e)}", file=sys.stderr)
         return 2
     return 0

@@ -9,7 +9,7 @@ __all__ = ['CONTROLS', 'MASK_CONTROLS', 'TEXT_CONTROLS', 'METHODS', 'TEXT_METHOD
            'TEXT_METRICS', 'SHORT', 'SETTINGS_FILE', 'AGREEMENT', 'JUDGES', 'method_names', 'is_own', 'candidates',
            'method_maps', 'unit_maps', 'Part', 'take_part', 'score', 'read_rows', 'processes', 'Bench', 'faithfulness']
 
-# %% ../nbs/53_compare.ipynb #62d57655
+# %% ../nbs/53_compare.ipynb #eb14e917
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from .adapt import MHEX, run_model, unwrap_logits
 from .explainers.base import explain_with, explainer_facts, explainer_names, explainers
 from .explainers.cam import n_blocks
 from .explainers.gradient import gauss_blur
-from .files import output_folder, whole_file
+from .files import load_rows, output_folder, save_rows, whole_file
 from .hooks import evaluating
 from .metrics import metric_named, metrics, predictor
 from .nets import Plan, load_plan, make_plan, network, versions
@@ -183,7 +183,7 @@ def _known_metrics(texts):
     known = [n for n,f in metrics(data="tokens" if texts else "images").items() if f.facts.takes in ("masks","predict")]
     return f"for {'texts' if texts else 'images'} there are {', '.join(sorted(known))}"
 
-# %% ../nbs/53_compare.ipynb #a71b9d87
+# %% ../nbs/53_compare.ipynb #2eeee67f
 SETTINGS_FILE = "bench.json"
 
 def _key(r): return "/".join(str(r[k]) for k in ("plan","seed","network","method","metric","judge"))
@@ -197,7 +197,7 @@ def read_rows(
     if not files: raise FileNotFoundError(f"{str(folder)!r} holds no rows: it takes a folder that `mhex bench faithfulness --out` filled, or a .jsonl file")
     found = {}
     for f in files:
-        for r in (json.loads(l) for l in f.read_text(encoding="utf-8").splitlines() if l.strip()):
+        for r in load_rows(f):
             if not isinstance(r, dict) or not {"plan","seed","network","method","metric"}<=r.keys(): raise ValueError(f"{f.name} holds something else than rows of `mhex bench faithfulness`")
             old = found.get(k:=_key(r))
             if old is None or "missing" in old: found[k] = r
@@ -211,7 +211,7 @@ class _File:
         self.rows = {_key(r):r for r in read_rows(self.path)} if self.path.is_file() and self.path.stat().st_size else {}
     def add(self, row):
         self.rows[_key(row)] = row
-        with whole_file(self.path) as tmp: tmp.write_text("".join(json.dumps(r, separators=(",",":"))+"\n" for r in self.rows.values()), encoding="utf-8")
+        save_rows(self.rows.values(), self.path)
 
 def _agree(folder, plans, facts):
     "Write the settings of these plans, or refuse other ones"

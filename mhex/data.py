@@ -6,10 +6,10 @@ Docs: https://example.org/mhex/docs/data.html.md"""
 
 # %% auto #0
 __all__ = ['SHAPES', 'TILES', 'IMAGENET', 'ImageDataset', 'ArrayDataset', 'read_image', 'FileDataset', 'ImageData', 'ImageDL',
-           'light_augment', 'data_folders', 'find_data', 'register_data', 'data_names', 'load_data', 'stratified_split',
-           'make_shapes', 'grouped_split', 'specimens']
+           'light_augment', 'data_folders', 'find_data', 'register_data', 'data_names', 'load_data', 'make_shapes',
+           'grouped_split', 'specimens']
 
-# %% ../nbs/30_data.ipynb #5fef8df4
+# %% ../nbs/30_data.ipynb #9be1a2fe
 import hashlib, io, operator, os, re, shlex, tempfile, warnings, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .splits import SPLITS, OrderedDL, Splits, as_idxs
+from .splits import SPLITS, OrderedDL, Splits, as_idxs, check_labels, label_array, stratified_split
 
 # %% ../nbs/30_data.ipynb #4b07e0cf
 class ImageDataset(Dataset):
@@ -152,27 +152,7 @@ class ImageData(Splits):
     def _facts(self, classes): return [f"{self.size} px", f"{self.channels} channel{'s' if self.channels>1 else ''}", classes]
     def _split_facts(self, s): return [] if self[s].masks is None else [f"{int(self[s].has_mask.sum())} with a mask"]
 
-# %% ../nbs/30_data.ipynb #7f5625a6
-def _label_array(y, split):
-    y = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-    if y.dtype.kind not in "biuf": raise TypeError(f"{split} labels are {y.dtype}, expected whole numbers; number the classes from 0 and pass class_names=")
-    if not np.isfinite(y).all(): raise ValueError(f"{split} labels hold nan or infinite values")
-    return y
-
-def _check_labels(y, class_names, multi_label, split):
-    "Labels as a tensor: int `n`, or float `n k`"
-    y,k = _label_array(y, split),len(class_names)
-    if multi_label:
-        if y.ndim!=2 or y.shape[1]!=k: raise ValueError(f"{split} labels have shape {y.shape}; {k} class names and multi_label=True need (n, {k})")
-        if not np.isin(y, (0,1)).all(): raise ValueError(f"{split} labels of a multi-label set must be 0 or 1, got {sorted(set(np.unique(y).tolist())-{0,1})[:4]}")
-        return torch.from_numpy(y.astype(np.float32))
-    if y.ndim==2 and y.shape[1]==1: y = y[:,0]
-    if y.ndim!=1: raise ValueError(f"{split} labels have shape {y.shape}, expected (n,) or (n, 1); for several classes an image say multi_label=True")
-    if not np.array_equal(y, y.astype(np.int64)): raise ValueError(f"{split} labels must be whole numbers, got {y.dtype} with {y[y!=y.astype(np.int64)][0]}")
-    if len(y) and not (y.min()>=0 and y.max()<k):
-        raise ValueError(f"{split} labels run from {y.min()} to {y.max()}, but there are {k} classes (0 to {k-1}): {', '.join(map(str,class_names[:12]))}")
-    return torch.from_numpy(y.astype(np.int64))
-
+# %% ../nbs/30_data.ipynb #0f9f5fe9
 def _check_images(x, split):
     "Images as an array `n h w` or `n h w c`"
     x = np.asarray(x.cpu() if isinstance(x, Tensor) else x)
@@ -188,7 +168,7 @@ def _check_images(x, split):
     if len(x) and not (x.min()>=0 and x.max()<=1): raise ValueError(f"{split} images run from {x.min():g} to {x.max():g}, expected floats in [0,1]; divide by the greatest value the format can hold")
     return x.astype(np.float32)
 
-# %% ../nbs/30_data.ipynb #2c00f649
+# %% ../nbs/30_data.ipynb #c629ab04
 def _check_masks(m, x, split):
     m = torch.as_tensor(m)
     if m.dtype!=torch.bool: raise TypeError(f"{split} masks must be boolean, got {m.dtype}; threshold them first, e.g. masks >= 128")
@@ -216,9 +196,9 @@ def from_arrays(cls:ImageData,
         if not len(p[0]): raise ValueError(f"the {s} split of {name} is empty")
         if len(p[0])!=len(p[1]): raise ValueError(f"{s} has {len(p[0])} images and {len(p[1])} labels")
     if class_names is None:
-        k = _label_array(train[1], "train").shape[-1] if multi_label else 1+max(int(_label_array(p[1], s).max()) for s,p in parts.items())
+        k = label_array(train[1], "train").shape[-1] if multi_label else 1+max(int(label_array(p[1], s).max()) for s,p in parts.items())
         class_names = [str(i) for i in range(k)]
-    ys = {s:_check_labels(p[1], class_names, multi_label, s) for s,p in parts.items()}
+    ys = {s:check_labels(p[1], class_names, multi_label, s, "an image") for s,p in parts.items()}
     xs = {s:_check_images(p[0], s) for s,p in parts.items()}
     ms = {s:_check_masks(p[2], xs[s], s) if len(p)==3 and p[2] is not None else None for s,p in parts.items()}
     if len({x.shape[1:] for x in xs.values()})>1: raise ValueError(f"splits differ in image shape: {({s:x.shape[1:] for s,x in xs.items()})}")
@@ -405,23 +385,7 @@ def load_data(
     if data.note: print(f"{data.name}: {data.note}")
     return data
 
-# %% ../nbs/30_data.ipynb #454cc163
-def stratified_split(
-    y,                          # Labels, `n`
-    fractions=(.7,.15,.15),     # Parts; the first takes what rounding leaves
-    seed:int=0,                 # Of the draw
-)->list:                        # One sorted array of indices a part
-    "Indices split so that every class has its share in every part, at least one image"
-    y,parts = np.asarray(y),[[] for _ in fractions]
-    rng = np.random.default_rng(seed)
-    for c in np.unique(y):
-        i = rng.permutation((y==c).nonzero()[0])
-        if len(i)<len(fractions): raise ValueError(f"class {c} has {len(i)} images, too few for {len(fractions)} splits")
-        ns = [max(1,round(f*len(i))) for f in fractions[1:]]
-        while sum(ns)>=len(i): ns[int(np.argmax(ns))] -= 1
-        for p,o in zip(parts, np.split(i, np.cumsum([len(i)-sum(ns)]+ns)[:-1])): p.append(o)
-    return [np.sort(np.concatenate(p)) for p in parts]
-
+# %% ../nbs/30_data.ipynb #3eac606b
 @register_data("digits")
 def _digits(size=None, root=None, seed=0, channels=None):
     from sklearn.datasets import load_digits
@@ -533,7 +497,7 @@ def _download(file, info, flag, root):
         os.replace(Path(tmp.name)/file, dest/file)
     return dest/file
 
-# %% ../nbs/30_data.ipynb #c94e7840
+# %% ../nbs/30_data.ipynb #5a39fa19
 _keys = {"train":"train","valid":"val","test":"test"}
 
 def _medmnist(name, size=None, root=None, download=False, channels=None, check=True):
@@ -559,7 +523,7 @@ def _medmnist(name, size=None, root=None, download=False, channels=None, check=T
         if not shape[0]: raise ValueError(f"the {s} split of {name} is empty ({path})")
         if head[f"{k}_labels"][0][:1]!=shape[:1]: raise ValueError(f"{path}: {k} has {shape[0]} images and labels of shape {head[f'{k}_labels'][0]}")
         if shape[0]!=n: notes.append(f"{s} has {shape[0]} images, officially {n}")
-        y = _check_labels(_read_npz(path, f"{k}_labels"), names, multi, s)
+        y = check_labels(_read_npz(path, f"{k}_labels"), names, multi, s, "an image")
         parts[s] = (lambda key=f"{k}_images": _read_npz(path, key)), y, *_lesions(path, name, size, k, shape[0])
     return _image_data(name, parts, one, names, multi, .5, .5, channels, "; ".join(notes) or None, path)
 
@@ -656,7 +620,7 @@ def _magnetic_tile(size=None, root=None, seed=0, channels=None):
     parts = {s:part(i) for s,i in zip(SPLITS, grouped_split(y, groups, seed=seed))}
     return _image_data("magnetic_tile", parts, (size,size), list(TILES.values()), False, .43, .18, channels=channels, path=path)
 
-# %% ../nbs/30_data.ipynb #820a9848
+# %% ../nbs/30_data.ipynb #c7e30377
 IMAGENET = dict(mean=[.485,.456,.406], std=[.229,.224,.225])
 
 @register_data("cifar10")
@@ -670,7 +634,7 @@ def _cifar10(size=None, root=None, seed=0, channels=None):
     names = sorted({f.split("/")[1] for f in files})
     if not all(split.values()): raise ValueError(f"{path} must hold train/CLASS/N.jpg and test/CLASS/N.jpg, got {files[:3]}")
     def labels(fs): return np.array([names.index(f.split("/")[1]) for f in fs])
-    a,b = stratified_split(labels(split["train"]), (.9,.1), seed)
+    a,b = stratified_split(labels(split["train"]), (.9,.1), seed, names, "images", "cifar10")
     lists = {"train":[split["train"][i] for i in a], "valid":[split["train"][i] for i in b], "test":split["test"]}
     parts = {s:((lambda fs=fs: _read_zip(path, fs)), torch.from_numpy(labels(fs)), None, None) for s,fs in lists.items()}
     return _image_data("cifar10", parts, (32,32,3), names, False, **IMAGENET, channels=channels, path=path)
@@ -708,7 +672,7 @@ def _sound(files, skip_corrupt):
     if bad: warnings.warn(f"left out {len(bad)} of {len(files)} images that cannot be read: {', '.join(str(f) for f,_ in bad[:20])}{' ...' if len(bad)>20 else ''}", stacklevel=4)
     return [f for f,e in zip(files,faults) if not e]
 
-# %% ../nbs/30_data.ipynb #1b4905ca
+# %% ../nbs/30_data.ipynb #855be9d8
 def _folder_splits(d):
     "split -> class -> files; only `train` where there are no split folders"
     subs = _subfolders(d)
@@ -744,7 +708,6 @@ def _folder(d, size=None, seed=0, channels=None, check=True, skip_corrupt=False)
 def _set_aside(files, missing, names, seed, d):
     "New lists for train and the missing splits"
     y,parts = np.array([c for _,c in files]),["train",*missing]
-    for i,n in enumerate(np.bincount(y, minlength=len(names))):
-        if n<len(parts): raise ValueError(f"class {names[i]!r} of {d} has {n} images, too few to be split into {', '.join(parts)}: at least {len(parts)} are needed")
-    idxs = stratified_split(y, (1-.15*len(missing),*[.15]*len(missing)), seed)
+    if lost := [n for i,n in enumerate(names) if i not in y]: raise ValueError(f"{d}: class {lost[0]!r} has no images")
+    idxs = stratified_split(y, (1-.15*len(missing),*[.15]*len(missing)), seed, names, "images", d)
     return {s:[files[j] for j in i] for s,i in zip(parts,idxs)}

@@ -269,7 +269,7 @@ def _pixel(exp, s, a, b, names):
     chans.append(["<b>this pixel</b>",f"<b>{number(got.value, 3)}</b>",""])
     return head+table(rows, ["block","weight","own map","part",""])+sum_,'<div class="mx-head">Channels that carried most</div>'+table(chans, ["block · channel","logits",""])
 
-# %% ../nbs/47_image_panel.ipynb #dd5e81c6
+# %% ../nbs/47_image_panel.ipynb #46f6ce46
 def _empty(panel):
     out = {p:b"" if p in _IMAGES else "" for p in _PARTS}
     return {**out,"note":empty("No image fits these filters", "Widen the confidence, or choose another class or outcome.")}
@@ -277,13 +277,17 @@ def _empty(panel):
 def _peer(panel, s, i, exp, a, image, spent):
     "Picture and caption of another method"
     if s.peer=="none": return b"",""
+    facts = explainer_facts(s.peer)
     def make():
         x = panel.cases.take(i).to(next(panel.model.parameters()))
-        return explain_with(s.peer, panel.model, x, target=a)
+        slow = not (facts.forward or "many").isdigit() # a number of passes that depends on settings
+        if slow: panel.say(f"computing {s.peer} …", "note")
+        try: return explain_with(s.peer, panel.model, x, target=a)
+        finally:
+            if slow: panel.say()
     sal = _remember(panel._peers, (i,a,s.peer), 24, make)
     m = sal.map[0].detach().float().cpu()
     limit = float(m.abs().max())
-    facts = explainer_facts(s.peer)
     cost = f"{facts.forward} forward, {facts.backward} backward" if facts.forward else ""
     said = (f'<div class="mx-cap"><b>{text(s.peer)}</b> for {text(panel.cases.names[a])}, {_ms(sal.seconds)}<br><span class="mx-muted">{text(cost)}{"; " if cost else ""}MHEX {_ms(spent)}, every class and block</span>'
             f'{scale_html(limit, sal.signed, s.colors, "raw")}</div>')

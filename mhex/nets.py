@@ -6,9 +6,9 @@ Docs: https://example.org/mhex/docs/nets.html.md"""
 
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'PLANS', 'KINDS', 'WEIGHTS', 'FACTS', 'Plan', 'slug', 'names_texts', 'make_plan', 'load_plan', 'Net',
-           'versions', 'network']
+           'network']
 
-# %% ../nbs/52_nets.ipynb #e2a4c6f8
+# %% ../nbs/52_nets.ipynb #644d1c7a
 import json
 import os
 import re
@@ -16,7 +16,6 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from .bench import versions
 from .data import ImageData, data_folders, data_names, find_data, load_data
 from .files import output_folder, whole_file
 from .pretrained import check_weights, create_backbone, read_weights
@@ -103,7 +103,7 @@ def load_plan(
     data = load_text(plan.data, root=root) if plan.is_text else load_data(plan.data, size=plan.size, root=root)
     return data if plan.rows is None else data.subset(train=plan.rows)
 
-# %% ../nbs/52_nets.ipynb #f0136c97
+# %% ../nbs/52_nets.ipynb #8da93979
 KINDS = ("mhex","plain","judge")
 WEIGHTS,FACTS = "network.safetensors","network.json"
 
@@ -113,15 +113,6 @@ class Net:
     model:nn.Module # The network
     data:object     # Its data; texts with tokens
     facts:dict      # kind, seed, plan, valid and test scores, seconds, versions
-
-def versions(
-    *names:str, # Of packages
-)->dict:        # Those that are installed
-    "Versions of packages"
-    def v(n):
-        try: return metadata.version(n)
-        except metadata.PackageNotFoundError: return None
-    return {n:o for n in names if (o:=v(n)) is not None}
 
 def _weights(file, root):
     "A weight file: a path, or a name in the data folders"

@@ -266,7 +266,7 @@ def in_range(
     if not lo<=v<=hi: raise ValueError(f"{name} is {v}; expected a {'whole ' if whole else ''}number from {lo} to {hi}")
     return int(v) if whole else float(v)
 
-# %% ../nbs/46_panels.ipynb #7bf40a8b
+# %% ../nbs/46_panels.ipynb #5086a066
 _HANDS = """
 function render({model,el}){
   el.style.display="none";
@@ -276,7 +276,10 @@ function render({model,el}){
   const onClick=e=>{const [p,name]=part(e.target);if(!p)return;const k=e.target.closest("[data-pick]");
     if(k&&p.contains(k)){model.send({part:name,pick:k.dataset.pick});return}
     if(e.target.tagName==="IMG"&&clickable(name)){const r=e.target.getBoundingClientRect();model.send({part:name,x:(e.clientX-r.left)/r.width,y:(e.clientY-r.top)/r.height})}};
-  const onKey=e=>{const [p,name]=part(e.target);if(!p)return;
+  const onEdge=e=>{const o=e.target.closest(".noUi-target"),api=o&&o.noUiSlider;if(!api||o.hasAttribute("disabled"))return;
+    e.preventDefault();e.stopPropagation();api.setHandle(e.target.dataset.handle,api.options.range[e.key==="End"?"max":"min"])};
+  const onKey=e=>{if((e.key==="Home"||e.key==="End")&&e.target.classList.contains("noUi-handle")){onEdge(e);return}
+    const [p,name]=part(e.target);if(!p)return;
     if(e.target.dataset&&e.target.dataset.pick!==undefined&&(e.key==="Enter"||e.key===" ")){e.preventDefault();e.stopPropagation();model.send({part:name,pick:e.target.dataset.pick});return}
     if(e.target.tagName==="IMG"&&clickable(name)&&e.key.startsWith("Arrow")){e.preventDefault();e.stopPropagation();model.send({part:name,key:e.key})}};
   const set=(o,k,v)=>{if(o.getAttribute(k)!==v)o.setAttribute(k,v)};

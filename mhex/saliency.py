@@ -233,7 +233,7 @@ class EvidenceMap:
 
     def weights(self, blocks): return {i:1. for i in (range(len(self.exp.records)) if blocks is None else blocks)}
 
-# %% ../nbs/20_saliency.ipynb #9a3c1efe
+# %% ../nbs/20_saliency.ipynb #3fdf411c
 @dataclass(frozen=True)
 class WordMap:
     "The words of one text and what the map says of each"
@@ -372,7 +372,7 @@ class Explanation:
         blocks=None,         # None: all that the kind fuses; an index, a name, or a list of them (for "exact": sum of these heads' own logits)
         size="input",        # "input" | "native" (the finest block's grid) | (h, w) in pixels; texts have one value a token
         normalize=None,      # None | "minmax" | "percentile" | "absmax"
-        layers=None,         # Another name of `blocks`, which also takes "early" (the first quarter) and "all"
+        layers=None,         # Another name of `blocks`, which also takes "early" (the first quarter) and "all" (as None: all that the kind fuses; for "exact" the blocks that predict)
         **settings,          # Of the kind; for "paper": positive, negative, sharpness, alpha, features
     )->Tensor:               # `b h w` (`b t h w` for several targets a sample); `b n` for texts, 0 at padding and special tokens
         "Map of one class for each sample, fused over blocks; raw unless asked"

@@ -7,11 +7,10 @@ Docs: https://example.org/mhex/docs/speed.html.md"""
 # %% auto #0
 __all__ = ['judges', 'metric_speed', 'speed_table']
 
-# %% ../nbs/51_speed.ipynb #876511b0
+# %% ../nbs/51_speed.ipynb #b0754753
 import statistics
 import time
 from contextlib import nullcontext
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .bench import save_rows
+from .bench import versions
 from .explainers.base import library
 from .faithfulness import adp, deletion, deletion_curve, insertion, pic
-from .files import output_folder
+from .files import output_folder, save_rows
 from .imputation import road
 from .pretrained import create_backbone
 from .saliency import normalize_maps
@@ -90,15 +89,11 @@ def _pairs(net, x, maps, steps, chunk_size):
     return {"deletion and insertion":("TorchCAM",both), "deletion curve":("Quantus",curve), "deletion area":("Quantus, its default",area), "ROAD":("Quantus",road_quantus), "ROAD's images":("pytorch-grad-cam",road_gradcam),
             "drop and increase":("TorchCAM",drops), "drop":("pytorch-grad-cam",drop)}
 
-# %% ../nbs/51_speed.ipynb #46679e44
+# %% ../nbs/51_speed.ipynb #ce5abf32
 def _seconds(f):
     start = time.process_time()
     out = f()
     return time.process_time()-start,out
-
-def _version(name):
-    try: return metadata.version(name)
-    except metadata.PackageNotFoundError: return None
 
 def _row(ours, theirs, difference, images, predict, x, rounds, chunk_size, bar):
     "Times in turns"
@@ -147,7 +142,7 @@ def metric_speed(
             last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
             last.weight.mul_(20)
             last.bias.sub_(net(x).mean(0))
-    facts = dict(n=n, size=size, steps=steps, threads=torch.get_num_threads(), versions={v:_version(v) for v in ("torch","torchcam","grad-cam","quantus")})
+    facts = dict(n=n, size=size, steps=steps, threads=torch.get_num_threads(), versions=versions("torch","torchcam","grad-cam","quantus"))
     todo = [(w,net,name,peer,setup) for w,net in nets.items() for name,(peer,setup) in _pairs(net, x, maps, steps, chunk_size).items() if pairs is None or name in pairs]
     if not todo: raise ValueError(f"pairs names none of {', '.join(_pairs(next(iter(nets.values())), x, maps, steps, chunk_size))}")
     with tqdm(total=rounds*len(todo), desc="metrics", disable=not progress) as bar:
@@ -159,9 +154,9 @@ def metric_speed(
     if out is not None: save_rows(rows, out)
     return rows
 
-# %% ../nbs/51_speed.ipynb #b04ec27a
+# %% ../nbs/51_speed.ipynb #e2aa1334
 def speed_table(
-    rows, # From `metric_speed` or `mhex.bench.load_rows`
+    rows, # From `metric_speed` or `mhex.files.load_rows`
 )->str:   # Markdown
     "The table of a speed run"
     if not rows: raise ValueError("rows is empty; it takes what mhex.speed.metric_speed returned")

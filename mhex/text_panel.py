@@ -621,7 +621,7 @@ def render(self:TextInspector,
     return dict(look=LOOK, marks=marks(key, shown_units(r.exp, s.view), s.masked), words=self._words(s, r), classes=self._classes(s, r), hidden=self._hidden(s, r),
                 peers=self._peers(s, r) if s.peers and self.model is not None else "")
 
-# %% ../nbs/48_text_panel.ipynb #d4a59453
+# %% ../nbs/48_text_panel.ipynb #f9464044
 def _short(t, n=54):
     t = " ".join(t.split())
     return t if len(t)<=n else t[:n-1]+"…"
@@ -653,7 +653,7 @@ def controls(self:TextInspector)->dict:
     if len(self.texts)>1: pick.append(self.choice("order", "Order", [v for v in ORDERS if self.labels is not None or v!="highest loss first"], "Of the texts to pick from"))
     show = [self.choice("target", "Class", o["target"], "The class whose words are coloured"),
             self.choice("versus", "Beside", [("nothing",-1),*((n,i) for i,n in enumerate(self.class_names))], "A second class, and the difference of the two"),
-            self.choice("layer", "Layers", self._layers(), "All, the first quarter, or one alone", kind="range"),
+            self.choice("layer", "Layers", self._layers(), "All (of exact maps those that predict), the first quarter, or one alone", kind="range"),
             self.choice("kind", "Map", [(KIND_TEXTS[k],k) for k in KINDS], "How words are scored"),
             self.choice("view", "Units", [("words","words"),("word pieces","pieces")], "What the tokenizer made of the words")]
     if self.model is not None: show.append(self.toggle("peers", "Other methods too", "Gradients and attention; they take their time"))

@@ -9,7 +9,7 @@ __all__ = ['AG_NEWS', 'TEXT_COLUMNS', 'LABEL_COLUMNS', 'TextDataset', 'TextData'
            'TextDL', 'text_folders', 'register_text', 'text_names', 'load_text', 'clean_news', 'SentimentTree',
            'parse_tree', 'read_trees']
 
-# %% ../nbs/29_textdata.ipynb #77988ca8
+# %% ../nbs/29_textdata.ipynb #95ea4f12
 import csv, html, io, operator, os, re, warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .splits import SPLITS, OrderedDL, Splits, as_idxs
+from .splits import SPLITS, OrderedDL, Splits, as_idxs, check_labels, label_array, stratified_split
 
 # %% ../nbs/29_textdata.ipynb #adfb213c
 class TextDataset(Dataset):
@@ -77,21 +77,7 @@ class TextData(Splits):
     def _facts(self, classes): return [classes, *(["with trees"] if self.has_trees else []), *([f"encoded up to {self.max_length} tokens"] if self.max_length else [])]
     def _split_facts(self, s): return [f"{self.truncated[s]} cut"] if self.truncated.get(s) else []
 
-# %% ../nbs/29_textdata.ipynb #22ae7757
-def _labels(y, class_names, multi_label, split):
-    "Labels as a tensor: int `n`, or float `n k`"
-    a,k = np.asarray(y.cpu() if isinstance(y, Tensor) else y),len(class_names)
-    if a.dtype.kind not in "biuf": raise TypeError(f"{split} labels are {a.dtype}, expected whole numbers; number the classes from 0 and pass class_names=")
-    if not np.isfinite(a).all(): raise ValueError(f"{split} labels hold nan or infinite values, first at index {int((~np.isfinite(a)).reshape(len(a),-1).any(1).argmax())}")
-    if multi_label:
-        if a.ndim!=2 or a.shape[1]!=k: raise ValueError(f"{split} labels have shape {a.shape}; {k} class names and multi_label=True need (n, {k})")
-        if not np.isin(a, (0,1)).all(): raise ValueError(f"{split} labels of a multi-label set must be 0 or 1, got {sorted(set(np.unique(a).tolist())-{0,1})[:4]}")
-        return torch.from_numpy(a.astype(np.float32))
-    if a.ndim!=1: raise ValueError(f"{split} labels have shape {a.shape}, expected (n,); for several classes a text say multi_label=True")
-    if not np.array_equal(a, a.astype(np.int64)): raise ValueError(f"{split} labels must be whole numbers, got {a[a!=a.astype(np.int64)][0]}")
-    if len(a) and not (a.min()>=0 and a.max()<k): raise ValueError(f"{split} labels run from {a.min():g} to {a.max():g}, but there are {k} classes (0 to {k-1})")
-    return torch.from_numpy(a.astype(np.int64))
-
+# %% ../nbs/29_textdata.ipynb #6871a626
 def _texts(x, split):
     x = list(x)
     if not x: raise ValueError(f"the {split} split is empty")
@@ -117,9 +103,9 @@ def from_lists(cls:TextData,
         if len(p[0])!=len(p[1]): raise ValueError(f"{s} has {len(p[0])} texts and {len(p[1])} labels")
     xs = {s:_texts(p[0], s) for s,p in parts.items()}
     if class_names is None:
-        k = np.asarray(train[1]).shape[-1] if multi_label else 1+max(int(np.max(p[1])) for p in parts.values())
+        k = label_array(train[1], "train").shape[-1] if multi_label else 1+max(int(label_array(p[1], s).max()) for s,p in parts.items())
         class_names = [str(i) for i in range(k)]
-    return cls(name, *(TextDataset(xs[s], _labels(p[1], class_names, multi_label, s)) for s,p in parts.items()), list(class_names), multi_label, note, path)
+    return cls(name, *(TextDataset(xs[s], check_labels(p[1], class_names, multi_label, s, "a text")) for s,p in parts.items()), list(class_names), multi_label, note, path)
 
 # %% ../nbs/29_textdata.ipynb #16d7c104
 class TextBatch(dict):
@@ -281,7 +267,7 @@ def dls(self:TextData,
     res.tokenizer = self.tokenizer
     return res
 
-# %% ../nbs/29_textdata.ipynb #a35f7f32
+# %% ../nbs/29_textdata.ipynb #e1a6d7b4
 def text_folders(
     name:str,   # Folder of the set, e.g. `ag_news`
     root=None,  # A folder; None: the environment variable `MHEX_DATA`
@@ -322,17 +308,6 @@ def _rows(path, text, sep=","):
     except csv.Error as e: raise ValueError(f"{path}, row that begins in line {start}: {e}; a quote inside a quoted field is written twice, and every quoted field is closed") from e
     finally: csv.field_size_limit(old)
 
-def _holdout(y, fractions, seed, what, names):
-    "Indices of parts, drawn by seed; each class has its share in each part, at least one text. The first part takes what rounding leaves"
-    y,rng,parts = np.asarray(y),np.random.default_rng(seed),[[] for _ in fractions]
-    groups = [np.arange(len(y))] if y.ndim>1 else [(y==c).nonzero()[0] for c in np.unique(y)]
-    for g in groups:
-        if len(g)<len(fractions): raise ValueError(f"{what}: class {names[y[g[0]]] if y.ndim==1 else 'any'!r} has {len(g)} text{'s' if len(g)>1 else ''}, too few for {len(fractions)} splits; give it more, or leave it out")
-        ns = [max(1,round(f*len(g))) for f in fractions[1:]]
-        while sum(ns)>=len(g): ns[int(np.argmax(ns))] -= 1
-        for p,o in zip(parts, np.split(rng.permutation(g), np.cumsum([len(g)-sum(ns)]+ns)[:-1])): p.append(o)
-    return [np.sort(np.concatenate(p)) for p in parts]
-
 # %% ../nbs/29_textdata.ipynb #8cd8a2d2
 _loaders = {}
 
@@ -372,7 +347,7 @@ def load_text(
     if data.note: print(f"{data.name}: {data.note}")
     return data
 
-# %% ../nbs/29_textdata.ipynb #2201adcd
+# %% ../nbs/29_textdata.ipynb #5992d01a
 _TAG = re.compile(r"</?(?:a|b|i|u|p|br|em|strong|font|img|span|div|strike|nobr|cite)(?:\s[^<>]*)?/?>", re.I)
 _APOS = re.compile(r"\s?&?#0?39;(?=(?:s|t|d|m|re|ve|ll)\b|[^\w&#]|$)", re.I)
 
@@ -420,7 +395,7 @@ def _ag_folder(d, seed=0, clean=True):
     return _ag_data(x, y, test, names, seed, "; ".join(note) or None, d)
 
 def _ag_data(x, y, test, names, seed, note, path):
-    a,b = _holdout(y, (.9,.1), seed, "agnews", names)
+    a,b = stratified_split(y, (.9,.1), seed, names, "texts", "agnews")
     parts = [([x[i] for i in o],[y[i] for i in o]) for o in (a,b)]
     return TextData.from_lists("agnews", *parts, test, class_names=names, note=note, path=path)
 
@@ -614,7 +589,7 @@ def _table(path, text=None, label=None, label_sep=None, sep=None, encoding="utf-
     if not xs: raise ValueError(f"{path} has a header but no rows" if not bad else f"{path} has no complete row")
     return xs,ys,names
 
-# %% ../nbs/29_textdata.ipynb #b4c40bf4
+# %% ../nbs/29_textdata.ipynb #745da2f8
 def _whole(names): return all(re.fullmatch(r"-?\d+", n) for n in names)
 
 def _classes(ys, class_names, names, many, path):
@@ -656,7 +631,7 @@ def _csv_splits(path, files, seed, text, label, label_sep, class_names, sep, enc
     missing,note = [s for s in SPLITS if s not in data],None
     if missing:
         x,y = data["train"]
-        for s,i in zip(["train",*missing], _holdout(y, (1-.15*len(missing),*[.15]*len(missing)), seed, path.name, class_names)): data[s] = [x[j] for j in i],y[i]
+        for s,i in zip(["train",*missing], stratified_split(y, (1-.15*len(missing),*[.15]*len(missing)), seed, class_names, "texts", path.name)): data[s] = [x[j] for j in i],y[i]
         if len(files)>1: note = f"no file for {' and '.join(missing)}: 15 % of train set aside for each by seed {seed}"
     return TextData.from_lists(path.resolve().stem, *(data[s] for s in SPLITS), class_names=class_names, multi_label=many, note=note, path=path)
 

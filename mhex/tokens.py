@@ -403,7 +403,7 @@ def token_latex(
     top = rf"{{\scriptsize Full colour: {latex_escape(_number(r.limit, r.limit)[1:])} {latex_escape(r.unit)}; red for, blue and underlined against.\par}}" if legend and r.limit else ""
     return "\n".join(o for o in ("% needs \\usepackage{xcolor}", r"{\setlength{\fboxsep}{1.2pt}\raggedright", body, top, "}") if o)
 
-# %% ../nbs/42_tokens.ipynb #5c41ec8d
+# %% ../nbs/42_tokens.ipynb #53f9f4da
 def word_rows(
     exp,                # `mhex.Explanation` of texts
     index=None,         # Texts: a number or a list; None: all
@@ -474,7 +474,7 @@ def save_words(
     folder,             # Made if it does not exist
     kind:str="paper",   # Kind of the saved map; the page shows the exact one where there is one
     facts=None,         # More for the manifest, e.g. {"seed": 0}
-    **settings,         # Of the kind
+    **settings,         # Of the kind, and what else `exp.map` takes, e.g. blocks=[0]
 ):                      # Path of the folder
     "Write maps (`maps.npz`), words with their scores (`words.html`, and in `manifest.json`)"
     known = exp.text.tokens is not None

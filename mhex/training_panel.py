@@ -9,7 +9,7 @@ __all__ = ['OWN', 'IMAGES', 'TEXTS', 'CSS', 'TWIN', 'View', 'view_of', 'Training
            'settings_form', 'status_html', 'notice_html', 'text_lines', 'charts_html', 'finder_html', 'tint',
            'maps_html', 'compare_html', 'recipe_line', 'TrainingPanel']
 
-# %% ../nbs/49_training_panel.ipynb #5ef7b33e
+# %% ../nbs/49_training_panel.ipynb #a2e4264e
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
@@ -22,11 +22,12 @@ from fastcore.basics import patch
 
 from .charts import Line, line_chart, ramp, spark, thin
 from .data import ImageData, data_names
+from .errors import said
 from .panels import Axis, Panel, data_uri, empty, number, png, table, text, widgets
 from .textdata import TextData, text_names
 from .tokens import token_html
 from .train import get_recipe, recipes
-from .training_run import Progress, RunSettings, TrainingRun, data_kind, said
+from .training_run import Progress, RunSettings, TrainingRun, data_kind
 
 # %% ../nbs/49_training_panel.ipynb #4bd8e2f5
 @dataclass(frozen=True, eq=False)

@@ -180,7 +180,7 @@ def _signed(kind, settings, m): return settings.get("negative", 0)<0 if kind=="p
 
 def _number(v): return f"{v:+.{1 if abs(v)>=1 else 2}f}".replace("-", "−")
 
-# %% ../nbs/40_viz.ipynb #9d375d7e
+# %% ../nbs/40_viz.ipynb #4f7f1435
 def _draw_other(ax, img, o, head, mask):
     ax.imshow(overlay(img, o, signed=False)); _bare(ax, head); _outline(ax, mask)
     if mask is not None: _peak(ax, o)
@@ -195,15 +195,16 @@ def plot_explanation(
     masks=None,         # Ground truth, `b h w` bool: drawn as an outline
     others=None,        # name -> maps `b h w` of other methods, drawn beside
     max_blocks:int=4,   # Blocks shown, spread from early to late
-    **settings,         # Of the kind
+    **settings,         # Of the kind, and what else `Explanation.map` takes: of blocks=[0,1] only these are drawn
 ):                      # Figure: a row a sample (and target, where there are several)
     "Picture, blocks from early to late, fused map, overlay"
-    index,n = _indices(exp, index, 4),len(exp.records)
+    index,chosen = _indices(exp, index, 4),exp._blocks(settings.get("blocks"), settings.get("layers"))
     _count("max_blocks", max_blocks)
     if others is not None and not isinstance(others, dict): raise TypeError(f"others is {type(others).__name__}; expected a dict, name -> maps (b, h, w)")
     labels,masks,others = _check_labels(labels, exp),_check_masks(masks, exp),{o:_check_maps(f"others[{o!r}]", m, exp).float() for o,m in (others or {}).items()}
-    shown = sorted({round(float(i)) for i in np.linspace(0, n-1, min(n, max_blocks))})
-    fused,blocks = exp.map(kind=kind, **settings),exp.block_maps(kind=kind, **settings)
+    each = sorted({*chosen}) if chosen else range(len(exp.records))
+    shown = [each[i] for i in sorted({round(float(i)) for i in np.linspace(0, len(each)-1, min(len(each), max_blocks))})]
+    fused,blocks = exp.map(kind=kind, **settings),exp.block_maps(kind=kind, **{k:v for k,v in settings.items() if k not in ("blocks","layers")})
     signed = _signed(kind, settings, fused) # one colour map for all panels
     rows = [(i,j) for i in index for j in range(exp.targets.index.shape[1])]
     one = (lambda maps,i,j: maps[i,j]) if exp.targets.many else (lambda maps,i,j: maps[i])
@@ -220,7 +221,8 @@ def plot_explanation(
             p = p.sigmoid() if exp.multi_label else p.softmax(0)
             im = _panel(ax, b, limit, signed); _bare(ax, head(_short(exp.block_names[l], 16)), "" if t<0 else f"this head {float(p[t]):.0%}")
         ax,over,*rest = row[1+len(shown):]
-        im = _panel(ax, m, limit, signed); _bare(ax, head(f"fused, {kind}"), f"logit {_number(float(exp.logits[i,t]))}" if kind=="exact" and t>=0 else "")
+        whose,logit = ("",exp.logits[i,t]) if chosen is None else ("this head\n" if len(each)==1 else "these heads\n",exp.head_logits[each,i,t].sum()) # what an exact map adds up to
+        im = _panel(ax, m, limit, signed); _bare(ax, head(f"fused, {kind}"), f"{whose}logit {_number(float(logit))}" if kind=="exact" and t>=0 else "")
         over.imshow(overlay(img, m, signed, limit if signed else None)); _bare(over, head("over the image"))
         for a in (ax,over): _outline(a, mask)
         if mask is not None: _peak(ax, m)
@@ -325,7 +327,7 @@ def plot_smoothing(
     ax.set_ylabel("cosine between tokens", fontsize=7, color=MUTED); ax.set_xlabel("layer", fontsize=7, color=MUTED)
     return fig
 
-# %% ../nbs/40_viz.ipynb #0668745d
+# %% ../nbs/40_viz.ipynb #7ecca063
 def save_figure(
     fig,          # Closed afterwards
     path,         # .png
@@ -346,7 +348,7 @@ def save_explanation(
     kind:str="paper", # Kind of the fused map
     labels=None,      # True classes: `b`, or `b k` of 0 and 1
     facts=None,       # More for the manifest, e.g. {"seed": 0}
-    **settings,       # Of the kind
+    **settings,       # Of the kind, and what else `Explanation.map` takes, e.g. blocks=[0]
 ):                    # Path of the folder
     "Write maps, pictures and a manifest"
     out = output_folder(folder) # an error before any work

@@ -199,7 +199,7 @@ def test_hostile_names(tmp_path):
 def test_no_widget_state_in_stored_notebooks():
     for nb in (ROOT / "nbs").rglob("*.ipynb"):
         if "checkpoint" not in str(nb): assert "widgets" not in json.loads(nb.read_text("utf-8"))["metadata"], f"{nb.name}: widget state has random ids; take metadata.widgets out"
-    for name in ("46_panels", "47_image_panel", "52_error_panel"):
+    for name in ("46_panels", "47_image_panel", "57_error_panel"):
         p = ROOT / "nbs" / f"{name}.ipynb"
         assert p.stat().st_size < 300_000 and "widget-view" not in "".join(str(c.get("outputs")) for c in json.loads(p.read_text("utf-8"))["cells"])
 
@@ -303,6 +303,23 @@ def test_peer_runs_once(panel, monkeypatch):
     panel.update(block=0)
     assert calls == ["edges"] and re.search(r"\bms\b", panel.shown["peer_said"]) and panel.shown["peer"]
     with pytest.raises(ValueError, match="peer is 'nothing'"): panel.update(peer="nothing")
+
+
+def test_slow_peer_says_that_it_computes(made, monkeypatch):
+    "Methods of many passes say so above the panel while they run, and no longer; what they raise stands there instead"
+    model, x, y = made
+    panel, seen = ImageInspector(model, (x, y)), []
+    panel.view
+    real = sys.modules["mhex.image_panel"].explain_with
+    def slow(name, *a, **k):
+        seen.append(panel._live["said"].value)
+        if name == "occlusion": raise RuntimeError("no memory left")
+        return real("edges", *a, **k)
+    monkeypatch.setattr("mhex.image_panel.explain_with", slow)
+    for name in ("rise", "gradcam", "rise"): panel.update(peer=name)
+    assert len(seen) == 2 and "computing rise …" in seen[0] and 'role="status"' in seen[0] and seen[1] == "" == panel._live["said"].value
+    panel._controls["peer"].value = "occlusion"
+    assert "computing occlusion …" in seen[2] and "no memory left" in panel._live["said"].value and panel.state.peer == "rise"
 
 
 def test_one_forward_serves_all_sliders(panel, monkeypatch):

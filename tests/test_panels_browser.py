@@ -25,7 +25,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    with served(tmp_path_factory.mktemp("voila"), dict(inspector=[INSPECTOR, "panel"], errors=[ERRORS, "panel"])) as u: yield u
+    with served(tmp_path_factory.mktemp("voila"), dict(inspector=[INSPECTOR, "panel"], errors=[ERRORS, "panel"], few=[INSPECTOR + "panel = panel.update(true=0)", "panel"])) as u: yield u
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_names_for_screen_readers(page):
 
 def test_class(page):
     with changes(page, FIRST, "src"): page.get_by_label("Class", exact=True).select_option("owl")
-    assert "owl" in read(page, ".mx-part--first_said")
+    page.wait_for_function("document.querySelector('.mx-part--first_said').innerText.includes('owl')")
     with changes(page, ".mx-part--second_said"): page.get_by_label("Beside", exact=True).select_option("cat")
     page.locator("img.mx-part--difference").wait_for(state="visible")
     page.wait_for_function("document.querySelector('.mx-part--difference_said').innerText.includes('owl − cat')")
@@ -76,6 +76,23 @@ def test_sample_and_filter(page):
     for outcome in ("right", "wrong"):
         page.get_by_label("Outcome", exact=True).select_option(outcome)
         page.wait_for_function("o => document.querySelector('.mx-part--picture_said').innerText.includes(o)", arg=outcome)
+
+
+def test_home_and_end_after_the_range_has_grown(browser, url):
+    "A slider that was made for four samples goes to the last of twelve"
+    with opened(browser, url + "few", height=1700) as p:
+        end = p.get_by_role("slider", name="Sample", exact=True)
+        assert end.get_attribute("aria-valuemax") == "3.0"
+        with changes(p, ".mx-part--picture_said"): press(p, "Sample", "End")
+        p.get_by_label("True class", exact=True).select_option("any")
+        p.wait_for_function("document.querySelector('.noUi-handle[aria-label=Sample]').getAttribute('aria-valuemax')==='11.0'")
+        press(p, "Sample", "End")
+        p.wait_for_function("document.querySelector('.mx-part--picture_said').innerText.includes('Sample 11')")
+        press(p, "Sample", "Home")
+        p.wait_for_function("document.querySelector('.mx-part--picture_said').innerText.includes('Sample 0')")
+        p.get_by_role("slider", name="Confidence", exact=True).first.focus()
+        with changes(p, '.noUi-handle[aria-label=Confidence]', "aria-valuenow"): p.keyboard.press("End")
+        with changes(p, '.noUi-handle[aria-label=Confidence]', "aria-valuenow"): p.keyboard.press("Home")
 
 
 def test_erase_and_peer(page):

@@ -34,6 +34,15 @@ def build(family, tok, dtype=torch.float64):
 def test_registered(): assert {*METHODS} <= {*explainer_names()}
 
 
+def test_one_attention(tok):
+    "Texts and images share one definition; the row has a name for both, and a text's own."
+    from mhex.explainers import attention, base
+    assert base.explainer("attention") is attention.attention_map and base.explainer("rollout") is attention.rollout
+    model, x = build("bert", tok), batch(tok)
+    for m in METHODS[2:]: assert torch.equal(explain_with(m, model, x, rows="words").map, explain_with(m, model, x, rows="mean").map)
+    with pytest.raises(ValueError, match="rows is 'last'; expected 'cls', 'mean' or None"): explain_with("rollout", model, x, rows="last")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_families(family, method, tok):

@@ -1,7 +1,7 @@
 "MHEX on Transformers, in float64, on tiny networks made from a configuration: one promise a test, every family."
 import warnings
 from copy import deepcopy
-import pytest, torch
+import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 import mhex
@@ -385,6 +385,9 @@ def test_layers_and_smoothing(tmp_path):
         with pytest.raises(RuntimeError, match="words need the tokenizer"): exp.plot()
         exp.save(tmp_path/"out")  # without the tokenizer: numbers, no page of words
         assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["manifest.json", "maps.npz"]
+        for kw in (dict(blocks=[0]), dict(layers="early")):
+            exp.save(tmp_path/"some", **kw)
+            with np.load(tmp_path/"some/maps.npz") as saved: np.testing.assert_allclose(saved["map"], exp.map(**kw))
 
 
 # ---------------------------------------------------------------- bad input

@@ -1,5 +1,5 @@
 "Pictures: what is in them, what they refuse, what hostile names do to them and to the report."
-import csv, re, warnings
+import csv, json, re, warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -231,6 +231,23 @@ def test_saved_files_are_reproducible(exp, tmp_path):
     assert not plt.get_fignums(), "figures that were saved are closed"
     save_figure(plot_explanation(exp), tmp_path/"one.png", dpi=50)
     with Image.open(tmp_path/"one.png") as im: assert im.format == "PNG" and im.info["dpi"] == pytest.approx((50, 50), abs=.1)
+
+
+@pytest.mark.parametrize("kind", ["paper", "exact", "evidence"])
+@pytest.mark.parametrize("choice, blocks", [(dict(blocks=[0]), [0]), (dict(blocks=[-1, 1, 1]), [1, 3]), (dict(layers="early"), [0]), (dict(layers="all"), [0, 1, 2, 3])], ids=str)
+def test_saved_choice_of_blocks(exp, tmp_path, kind, choice, blocks):
+    "Some blocks only: the map and the picture are of them, and each block's own map is there all the same"
+    save_explanation(exp, tmp_path, kind=kind, **choice)
+    with np.load(tmp_path/"maps.npz") as saved:
+        np.testing.assert_allclose(saved["map"], exp.map(kind=kind, **choice), atol=1e-6)
+        assert [k for k in saved if k.startswith("block_")] == [f"block_{i}" for i in range(4)]
+    assert json.loads((tmp_path/"manifest.json").read_text())["settings"] == choice
+    p = panels(plot_explanation(exp, 0, kind=kind, **choice))
+    assert [a.get_title() for a in p] == ["image", *(exp.block_names[i] for i in blocks), f"fused, {kind}", "over the image"]
+    np.testing.assert_allclose(shown(p[-2]), exp.map(kind=kind, **choice)[0], atol=1e-6)
+    if kind == "exact" and "blocks" in choice:
+        want = float(exp.map(kind=kind, size="native", **choice)[0].mean())
+        assert p[-2].get_xlabel().split("\n")[0] == ("this head" if len(blocks) == 1 else "these heads") and abs(float(p[-2].get_xlabel().split()[-1].replace("−", "-"))-want) < .06
 
 
 def test_figure_that_cannot_be_saved_is_closed(exp, tmp_path):

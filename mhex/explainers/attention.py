@@ -69,15 +69,17 @@ class Attention(TorchFunctionMode):
         if name=="conv2d" and not self.weights and out.ndim==4: self.grid = tuple(out.shape[2:])
         return out
 
-# %% ../../nbs/explainers/05_attention.ipynb #7d3bbba7
+# %% ../../nbs/explainers/05_attention.ipynb #c113c5b3
 def _part(x, i): return {k:v[i] if isinstance(v, Tensor) and v.ndim else v for k,v in x.items()} if isinstance(x, Mapping) else x[i]
 
 class _Tokens:
     "Where tokens lie, and which row of an attention matrix the prediction reads"
     def __init__(self, model, x, rows):
+        self.text = isinstance(x, Mapping) or isinstance(x, Tensor) and x.ndim==2 and not x.is_floating_point() # ids alone are no batch yet, and `check_text` says so
+        if self.text and rows=="words": rows = "mean"
         if rows not in (None,"cls","mean"): raise ValueError(f"rows is {rows!r}; expected 'cls', 'mean' or None")
         if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-        self.model,self.rows,self.text = model,rows,isinstance(x, Mapping)
+        self.model,self.rows = model,rows
         self.net = model.backbone if isinstance(model, MHEX) else model
         if self.text:
             self.words = check_text(model, x)
@@ -139,7 +141,7 @@ def _explain(name, model, x, target, rows, chunk_size, class_names, flow, layer=
     full = maps[layer] if where.text else resize_maps(maps[layer][:,None], x.shape[2:])[:,0]
     return Saliency(full, torch.cat([t.index[:,0] for t in ts]), ts[0].source, name, maps)
 
-# %% ../../nbs/explainers/05_attention.ipynb #d29dd740
+# %% ../../nbs/explainers/05_attention.ipynb #a675eb61
 _FREE = dict(signed=False, class_specific=False, forward="1", backward="0")
 
 @register_explainer("attention", **_FREE, source="as it stands in the network")
@@ -148,7 +150,7 @@ def attention_map(
     x,                  # Images, normalised, `b c h w`; or a tokenizer's batch with special_tokens_mask
     target=None,        # None (predicted) | int | list | tensor `b` | class name | callable; recorded
     layer:int=-1,       # Which layer
-    rows:str|None=None, # "cls" | "mean" | None: what the prediction reads
+    rows:str|None=None, # "cls" | "mean" (of texts also "words") | None: what the prediction reads
     chunk_size:int=64,  # Samples at a time
     class_names=None,   # Names, one a class; None: the model's own
 )->Saliency:            # Every layer's map in `block_maps`

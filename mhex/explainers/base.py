@@ -191,11 +191,11 @@ def explain_with(
     if len(s)!=len(ref): raise ValueError(f"explainer {name!r} returned maps for {len(s)} samples, the batch has {len(ref)}")
     return replace(s, method=name, seconds=seconds, settings=settings)
 
-# %% ../../nbs/explainers/00_base.ipynb #14d9fab0
+# %% ../../nbs/explainers/00_base.ipynb #5ba71aa0
 def _mhex(model, x, target, kind, settings):
     exp = explain(model, x, target)
     one_target(exp.targets)
-    own = {k:v for k,v in settings.items() if k not in ("blocks","size","normalize")}
+    own = {k:v for k,v in settings.items() if k not in ("blocks","layers","size","normalize")}
     return Saliency(exp.map(kind=kind, **settings), exp.target, exp.target_from, kind, exp.block_maps(kind=kind, **own), signed=True,
                     normalized=settings.get("normalize"))
 
@@ -204,7 +204,7 @@ def mhex_paper(
     model,       # An attached model
     x,           # Images, `b c h w`
     target=None, # As `mhex.explain` takes it
-    **settings,  # Of `Explanation.map`: blocks, positive, negative, sharpness, alpha, features, size, normalize
+    **settings,  # Of `Explanation.map`: blocks or layers, positive, negative, sharpness, alpha, features, size, normalize
 )->Saliency:
     "The paper's map"
     return _mhex(model, x, target, "paper", settings)
@@ -214,7 +214,7 @@ def mhex_exact(
     model,       # An attached model
     x,           # Images, `b c h w`
     target=None, # As `mhex.explain` takes it
-    **settings,  # Of `Explanation.map`: blocks, size, normalize
+    **settings,  # Of `Explanation.map`: blocks or layers, size, normalize
 )->Saliency:
     "The map whose mean is the logit"
     return _mhex(model, x, target, "exact", settings)
