@@ -366,7 +366,7 @@ def _prediction_rows(plan, net):
     return [dict(plan=plan.name, data=plan.data, recipe=plan.recipe, split="test", seed=f["seed"], network=f["kind"], method="prediction", metric=m, judge=None, better="higher",
                  value=f["test"][m], valid=f["valid"][m], n=f["test"]["n"], seconds=f["seconds"], versions=f["versions"]) for m in ("accuracy","auc") if not math.isnan(f["test"][m])]
 
-# %% ../nbs/53_compare.ipynb #fcaf9221
+# %% ../nbs/53_compare.ipynb #31ae5a46
 JUDGES = ("self","independent")
 
 def _names(given, what, known):
@@ -387,7 +387,7 @@ def _cells(plan, data, methods, metrics_, judges, peers_on):
     pairs = [(m,j) for m in _check_metrics(given, texts) for j in ((None,) if metric_named(m).facts.takes=="masks" else judges)]
     out = [(kind,m,pairs) for m in chosen for kind in (("mhex",) if is_own(m) else peers_on)]
     main,own = peers_on[0],[c for c in pairs if c[1]=="self"]
-    others = [k for k in dict.fromkeys(kind for kind,*_ in out) if k!=main and own]
+    others = [k for k in dict.fromkeys(kind for kind,*_ in out) if k!=main and own and plan.mode!="probe"] # in probe mode both networks predict the same
     return [*out,*((main,m,pairs) for m in controls),*((k,m,own) for k in others for m in controls)]
 
 def faithfulness(

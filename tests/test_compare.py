@@ -45,8 +45,7 @@ def test_probe_of_the_twin(copy, monkeypatch):
     assert trained == ["digits-quick-evidence-probe-mhex-0"], "only heads are trained"
     got = {(r["network"], r["metric"]): r["value"] for r in rows if r["method"] == "prediction"}
     assert got["mhex", "accuracy"] == got["plain", "accuracy"] and got["mhex", "auc"] == got["plain", "auc"]
-    noise = {r["network"]: r["values"] for r in rows if r["method"] == "random" and r["judge"] == "self"}
-    assert noise["mhex"] == noise["plain"] and {r["plan"] for r in rows} == {"digits-quick-evidence-probe"}
+    assert {r["network"] for r in rows if r["method"] == "random"} == {"plain"} and {r["plan"] for r in rows} == {"digits-quick-evidence-probe"}, "one function, so one row of controls"
 
 
 def test_rows_say_what_they_are(ran):
