@@ -69,7 +69,7 @@ def _no_grad(f):
     def g(): return f()
     return g
 
-# %% ../nbs/50_bench.ipynb #d44b4f8f
+# %% ../nbs/50_bench.ipynb #48e9152b
 def mhex_calls(
     net:nn.Module,  # A residual network in evaluation mode
     x,              # One batch: images, `b c h w`, or what a tokenizer returns
@@ -79,9 +79,9 @@ def mhex_calls(
     model,probe,low = attach(_twin(net), k).eval(),attach(_twin(net), k, mode="probe").eval(),attach(_twin(net), k, rank=64).eval()
     return {"MHEX forward":                         _no_grad(lambda: model(x)),
             "MHEX forward, probe mode":             _no_grad(lambda: probe(x)),
-            "MHEX map, one class":                  lambda: explain(model, x).map(0),
-            "MHEX map, one class, probe mode":      lambda: explain(probe, x).map(0),
-            "MHEX map, one class, rank 64":         lambda: explain(low, x).map(0),
+            "MHEX map, one class":                  lambda: explain(model, x).map(0, kind="paper"),
+            "MHEX map, one class, probe mode":      lambda: explain(probe, x).map(0, kind="paper"),
+            "MHEX map, one class, rank 64":         lambda: explain(low, x).map(0, kind="paper"),
             "MHEX exact map, one class":            lambda: explain(model, x).map(0, kind="exact"),
             f"MHEX exact maps, all {k} classes":    lambda: explain(model, x).maps("exact"),
             **({} if probe.classifier is None else {f"MHEX exact maps, all {k} classes, probe mode": lambda: explain(probe, x).maps("exact")})}
@@ -269,7 +269,7 @@ def latency_table(
     lines += [[n]+[cell(c, n) for c in columns] for n in methods]
     return "\n".join("| "+" | ".join(l)+" |" for l in lines)
 
-# %% ../nbs/50_bench.ipynb #6d53ea7d
+# %% ../nbs/50_bench.ipynb #0cc86dd2
 def rss()->float:
     "Resident memory of this process in MiB (its peak, where the system has no /proc)"
     statm = Path("/proc/self/statm")
@@ -288,7 +288,7 @@ def memory_growth(
         model = attach(_twin(net), CLASSES)
     def explained():
         exp = explain(model, x)
-        exp.map(), exp.maps("exact"), exp.block_maps()
+        exp.map(kind="paper"), exp.maps("exact"), exp.block_maps(kind="paper")
     def growth(f):
         for _ in range(max(20, n//10)): f()
         start = rss()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .errors import said
 
-# %% ../nbs/60_cli.ipynb #25c1c45c
+# %% ../nbs/60_cli.ipynb #6554c13b
 _TEXTS = ("agnews","ag_news","sst")
 
 def is_text_data(
@@ -116,7 +116,7 @@ def explain_command(
     if bool(a.images)==bool(a.text): raise ValueError("give image files, or texts with --text, one or the other")
     if a.text: return _explain_texts(a)
     if a.html or a.layers: raise ValueError(f"--{'html' if a.html else 'layers'} is for texts, with --text")
-    a.kind,a.out = a.kind or "paper",a.out or "mhex-explain"
+    a.out = a.out or "mhex-explain"
     pre,data,saliency,files,torch = *(import_module(f"mhex.{m}") for m in ("pretrained","data","saliency","files")),import_module("torch")
     images = [Path(i) for i in a.images]
     for i in images:
@@ -288,7 +288,7 @@ def tutorials_command(
     print(f"{len(new)} of {len(found)} files written to {a.folder}, the others were there already" if len(new)<len(found) else f"{len(new)} files written to {a.folder}")
     print(f"next: {lab}jupyter lab {shlex.quote(str(a.folder))}")
 
-# %% ../nbs/60_cli.ipynb #78c94870
+# %% ../nbs/60_cli.ipynb #49d0d473
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Room for the names of commands, which stand two columns further in than argparse counts"
     def add_argument(self, action):
@@ -408,7 +408,7 @@ def make_parser()->argparse.ArgumentParser:
     p.add_argument("--layers", help="of texts: early (the first quarter), numbers such as 0,1,2, or all (the default: all that the kind fuses; of an exact map those that predict)")
     p.add_argument("--model", required=True, help="folder that `mhex train` or save_pretrained wrote")
     p.add_argument("--target", help="class name, or index where no class is called so (default: the predicted class); every class is saved in any case")
-    p.add_argument("--kind", choices=["paper","exact","evidence"], help="kind of the fused map (default paper; for texts exact); evidence: for pointing at places")
+    p.add_argument("--kind", choices=["paper","exact","evidence"], help="kind of the fused map (default evidence: where the class is seen rather than others; for texts exact, whose values add up to the logit); paper: the paper's map")
     p.add_argument("--out", help="folder for the results (default mhex-explain; of texts nothing is saved without it)")
     bench = _bench_options(sub)
     p = _command(sub, "doctor", doctor_command, ["mhex doctor", "mhex doctor --root data"])

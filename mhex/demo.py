@@ -28,7 +28,7 @@ from .train import fit_recipe, mhex_learner, predict_split, prediction_scores
 from .transformer import token_smoothing
 from .viz import plot_classes, plot_explanation, save_figure
 
-# %% ../nbs/55_demo.ipynb #e0215e17
+# %% ../nbs/55_demo.ipynb #a06c61f7
 @torch.no_grad()
 def pointing_rows(
     data,       # `ImageData` with masks
@@ -39,17 +39,17 @@ def pointing_rows(
 )->list:        # Of dicts: method, pointing game, images
     "Pointing game of MHEX's maps beside Grad-CAM and chance"
     idxs = [i for i in range(len(data.test)) if data.test.masks[i].any()][:n]
-    hits = {"MHEX, paper's map":[], "MHEX, exact map":[], "Grad-CAM, last block":[], "chance (mask area)":[]}
+    hits = {"MHEX, evidence map":[], "MHEX, paper's map":[], "MHEX, exact map":[], "Grad-CAM, last block":[], "chance (mask area)":[]}
     for s in range(0, len(idxs), bs):
         i = idxs[s:s+bs]
         x,masks = data.batch("test", i)[0],data.test.masks[i]
         exp = explain(model, x)
         cam = explain_with("gradcam", model if plain is None else plain, x)
-        values = [pointing_game(exp.map(), masks), pointing_game(exp.map(kind="exact"), masks), pointing_game(cam.map, masks), chance(masks)]
+        values = [*(pointing_game(exp.map(kind=k), masks) for k in ("evidence","paper","exact")), pointing_game(cam.map, masks), chance(masks)]
         for h,v in zip(hits.values(), values): h.append(v)
     return [{"method":k, "pointing game":round(torch.cat(v).mean().item(), 4), "images":len(idxs)} for k,v in hits.items()]
 
-# %% ../nbs/55_demo.ipynb #86fb7c54
+# %% ../nbs/55_demo.ipynb #7ab8e9ec
 def _save_rows(rows, path):
     with whole_file(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
@@ -95,8 +95,8 @@ def _accuracy_text(data, twin):
 
 def _grid_text(exp):
     "What limits each map's sharpness"
-    if not exp.prediction_weights or any(exp.prediction_weights[:-1]): return "The paper's map adds blocks of every size; Grad-CAM knows the last block only."
-    return f"The paper's map adds blocks of every size. The exact map takes the logit apart where the last head reads it, and Grad-CAM looks at the last block too: a grid of {exp.records[-1].size[0]} by {exp.records[-1].size[1]}."
+    if not exp.prediction_weights or any(exp.prediction_weights[:-1]): return "The evidence map and the paper's add blocks of every size; Grad-CAM knows the last block only."
+    return f"The evidence map and the paper's add blocks of every size. The exact map takes the logit apart where the last head reads it, and Grad-CAM looks at the last block too: a grid of {exp.records[-1].size[0]} by {exp.records[-1].size[1]}."
 
 def run_demo(
     data="digits",           # Name or image folder for `load_data`, or an `ImageData`
@@ -136,7 +136,7 @@ def run_demo(
                       ("table", pointing), ("text", _grid_text(exp))])] if pointing else []),
         ("Maps", [("image", out/"grid.png", "Each row: the image with the predicted class, maps of blocks from early to late with what their own heads say, the fused map, its overlay, and "
                    f"{'Grad-CAM' if twin is None else 'Grad-CAM of the plain network'}."+(" Outline: the object; cross: the map's maximum." if masked else "")),
-                  ("text", "The paper's map shows where a class's positive evidence lies. It is raw and every panel has a scale of its own, dark to bright: compare where, not how much.")]),
+                  ("text", "Evidence maps, the default for images: where each block finds this class rather than the others. They have no unit and every panel has a scale of its own, dark to bright, with the brightest 3 % alike: compare where, not how much.")]),
         ("Every class from one forward pass", [("image", out/"classes.png", "Exact maps, in logits, one colour scale a row: red speaks for the class, blue against it. The mean over pixels is the logit below the map."),
                   ("text", f"Largest difference between the mean of an exact map and its logit: {delta:.1e}.")]),
         ("Limits", [("text", "A saliency map shows where the evidence that the network used lies. It does not say that the network is right, nor why.")]),

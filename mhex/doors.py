@@ -20,12 +20,12 @@ def _need_mhex(model):
     if not isinstance(model, MHEX): raise TypeError(f"model is {type(model).__name__}; expected what mhex.attach or mhex.from_pretrained returned")
     return model
 
-# %% ../nbs/24_doors.ipynb #9e0b6993
+# %% ../nbs/24_doors.ipynb #e6dd9900
 class CaptumDoor:
     "MHEX as a Captum attribution method"
     def __init__(self,
         model:MHEX,         # An attached model
-        kind:str="exact",   # Or "paper", or another registered kind
+        kind:str="exact",   # Or "paper", "evidence", or another registered kind
         total:str="mean",   # "mean": the mean of an exact map is the logit | "sum": its sum is
         **settings,         # Of `Explanation.map`, e.g. blocks, negative, normalize
     ):
@@ -54,13 +54,13 @@ class CaptumDoor:
         out = (m,) if in_tuple else m # what comes in a tuple goes out in one, as in Captum
         return (out, mean-exp.targets.rows(exp.logits[...,None])[:,0,0]) if return_convergence_delta else out
 
-# %% ../nbs/24_doors.ipynb #2b6f5832
+# %% ../nbs/24_doors.ipynb #b63a87af
 class CAMDoor:
     "MHEX as a pytorch-grad-cam class; use it in a `with` block or without"
     def __init__(self,
         model:MHEX,               # An attached model
         target_layers=None,       # None: all blocks | list of residual blocks: modules, names or indices
-        kind:str="paper",         # Or "exact", or another registered kind
+        kind:str="paper",         # Or "exact", "evidence", or another registered kind
         normalize:str="minmax",   # How a map gets to [0,1]: "minmax" | "percentile"
         **settings,               # Of `Explanation.map`
     ):

@@ -6,15 +6,16 @@ Docs: https://example.org/mhex/docs/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['NORMALIZE', 'map_kinds', 'CLASSIFIER', 'Target', 'make_target', 'resize_sum', 'resize_maps', 'normalize_maps',
-           'PaperMap', 'ExactMap', 'author_settings', 'EvidenceMap', 'WordMap', 'Explanation', 'check_images',
-           'explain']
+           'PaperMap', 'ExactMap', 'author_settings', 'EvidenceMap', 'kind_settings', 'WordMap', 'Explanation',
+           'check_images', 'explain']
 
-# %% ../nbs/20_saliency.ipynb #15b81fc0
+# %% ../nbs/20_saliency.ipynb #9184ac36
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
+from inspect import signature
 from numbers import Integral
 
 import numpy as np
@@ -233,7 +234,14 @@ class EvidenceMap:
 
     def weights(self, blocks): return {i:1. for i in (range(len(self.exp.records)) if blocks is None else blocks)}
 
-# %% ../nbs/20_saliency.ipynb #3fdf411c
+# %% ../nbs/20_saliency.ipynb #cf698ad3
+def kind_settings(
+    kind:str, # A registered kind
+)->list:      # Strings
+    "Names of the settings that a kind of map takes"
+    return list(signature(map_kinds[kind]).parameters)[1:]
+
+# %% ../nbs/20_saliency.ipynb #50c5c233
 @dataclass(frozen=True)
 class WordMap:
     "The words of one text and what the map says of each"
@@ -335,10 +343,21 @@ class Explanation:
         if not out: raise ValueError("blocks is empty; leave it out for all, or name some")
         return out
 
+    def default_kind(self,
+        settings=(), # Names of the settings that come along, or a dict of them
+    )->str:
+        "The kind of map that is meant where none is named"
+        paper = set(kind_settings("paper"))-set(kind_settings("evidence")) # what only the paper's map has
+        return "evidence" if self.text is None and paper.isdisjoint(settings) else "paper"
+
     def _kind(self, kind, settings):
-        cls = map_kinds[kind]
+        name = self.default_kind(settings) if kind is None else kind
+        cls = map_kinds[name]
         try: return cls(self, **settings)
-        except TypeError as e: raise TypeError(f"settings of kind={kind!r}: {e}") from None
+        except TypeError as e:
+            known = "; ".join(f"{k!r}: {', '.join(kind_settings(k)) or 'none'}" for k in map_kinds.names())
+            meant = f", meant because no kind is named (settings of {known})" if kind is None else ""
+            raise TypeError(f"settings of kind={name!r}{meant}: {e}") from None
 
     def _size(self, size, natives):
         if self.text is not None:
@@ -368,12 +387,12 @@ class Explanation:
 
     def map(self,
         target=None,         # Another target than the explanation's own, in any form that `explain` takes
-        kind:str="paper",    # "paper", "exact", or another registered kind
+        kind:str|None=None,  # "evidence", "paper", "exact", or another registered kind; None: "evidence", and "paper" for texts and where a setting is given that only it has
         blocks=None,         # None: all that the kind fuses; an index, a name, or a list of them (for "exact": sum of these heads' own logits)
         size="input",        # "input" | "native" (the finest block's grid) | (h, w) in pixels; texts have one value a token
         normalize=None,      # None | "minmax" | "percentile" | "absmax"
         layers=None,         # Another name of `blocks`, which also takes "early" (the first quarter) and "all" (as None: all that the kind fuses; for "exact" the blocks that predict)
-        **settings,          # Of the kind; for "paper": positive, negative, sharpness, alpha, features
+        **settings,          # Of the kind; for "evidence": peak; for "paper": positive, negative, sharpness, alpha, features
     )->Tensor:               # `b h w` (`b t h w` for several targets a sample); `b n` for texts, 0 at padding and special tokens
         "Map of one class for each sample, fused over blocks; raw unless asked"
         t = self._target(target)
@@ -381,7 +400,7 @@ class Explanation:
         return m if t.many else m[:,0]
 
     def maps(self,
-        kind:str="paper",  # As in `map`
+        kind:str|None=None, # As in `map`
         blocks=None,       # As in `map`
         size="input",      # As in `map`
         normalize=None,    # As in `map`
@@ -393,7 +412,7 @@ class Explanation:
 
     def block_maps(self,
         target=None,       # As in `map`
-        kind:str="paper",  # As in `map`
+        kind:str|None=None, # As in `map`
         size="native",     # As in `map`
         normalize=None,    # As in `map`
         **settings,        # As in `map`

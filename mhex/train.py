@@ -950,7 +950,7 @@ def plot_confusion_matrix(self:MHEXInterpretation,
     plt.close(fig)
     return fig
 
-# %% ../nbs/31_train.ipynb #b5c17b7a
+# %% ../nbs/31_train.ipynb #459fa42c
 def _names(row, vocab, multi_label):
     "Class name of one label, or the names of all labels that are on"
     if not multi_label: return vocab[int(row)]
@@ -980,7 +980,7 @@ def plot_top_losses(self:MHEXInterpretation,
     ncols:int=3,       # Images in a row
     largest:bool=True, # False: the smallest losses
     saliency=None,     # Map of the predicted class beside each image, or colours of words; None: where the model is an attached one
-    kind:str=None,     # Of the map, see `Explanation.map`; None: "paper" for images, "exact" for texts
+    kind:str|None=None, # Of the map, see `Explanation.map`; None: its default for images (evidence), "exact" for texts
     figsize=None,      # Inches
     **settings,        # Of the map
 ):                     # matplotlib figure; for texts HTML, which a notebook shows
@@ -988,8 +988,7 @@ def plot_top_losses(self:MHEXInterpretation,
     saliency = isinstance(self.model, MHEX) if saliency is None else saliency
     if saliency and not isinstance(self.model, MHEX): raise ValueError("saliency needs an attached model; this learner trains a plain network: saliency=False, or mhex_learner(explain=True)")
     losses,idxs = self.top_losses(k, largest)
-    kind = kind or ("paper" if self.texts is None else "exact")
-    if self.texts is not None: return self._top_texts(losses, idxs, saliency, kind, settings)
+    if self.texts is not None: return self._top_texts(losses, idxs, saliency, "exact" if kind is None else kind, settings)
     x = self.inputs(idxs)
     plt,width = import_module("matplotlib.pyplot"),2 if saliency else 1
     maps = None

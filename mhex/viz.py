@@ -76,7 +76,7 @@ def overlay(
     a = (alpha*a)[...,None]
     return image*(1-a)+color*a
 
-# %% ../nbs/40_viz.ipynb #f2b9f2fd
+# %% ../nbs/40_viz.ipynb #410c88c2
 INK,MUTED,RIGHT,WRONG,MASK = "#1c1c1c","#6a6a6a","#1f5fa8","#b8410f","#35e0ff"
 
 def _bare(ax, head="", below="", color=MUTED, strong=False):
@@ -98,9 +98,15 @@ def _short(name, width=18, lines=2):
 
 def _name(exp, k, width=18, lines=2): return _short(k if exp.class_names is None else exp.class_names[k], width, lines)
 
-def _panel(ax, m, limit, signed):
+def _top(m, kind):
+    "Value of the full colour of an unsigned map: its maximum; of evidence, which is peaked, what the highest 3 % of pixels exceed, at least a twentieth of the way up"
+    m = m.detach().float().cpu()
+    lo,hi = float(m.min()),float(m.max())
+    return max(max(float(np.quantile(m.numpy(), .97)), lo+.05*(hi-lo)) if kind=="evidence" else hi, lo+1e-9)
+
+def _panel(ax, m, limit, signed, top=None):
     m = m.detach().float().cpu().numpy()
-    lo,hi = (-limit,limit) if signed else (float(m.min()),max(float(m.max()), float(m.min())+1e-9))
+    lo,hi = (-limit,limit) if signed else (float(m.min()),top)
     return ax.imshow(m, cmap=SIGNED if signed else UNSIGNED, norm=Normalize(lo, hi), interpolation="nearest")
 
 def _outline(ax, mask):
@@ -176,11 +182,12 @@ def _verdict(exp, i, t, true, named=True):
     if not named: return f"{p}\n✗ wrong",WRONG
     return f"{p}\n✗ wrong, is {_name(exp, true[0], 10, 1)+(' …' if len(true)>1 else '') if true else 'none'}",WRONG
 
-def _signed(kind, settings, m): return settings.get("negative", 0)<0 if kind=="paper" else kind=="exact" or is_signed(m)
+def _signed(kind, settings, m): # of a kind that is named
+    return settings.get("negative", 0)<0 if kind=="paper" else kind=="exact" or is_signed(m)
 
 def _number(v): return f"{v:+.{1 if abs(v)>=1 else 2}f}".replace("-", "−")
 
-# %% ../nbs/40_viz.ipynb #4f7f1435
+# %% ../nbs/40_viz.ipynb #ad9c2ea3
 def _draw_other(ax, img, o, head, mask):
     ax.imshow(overlay(img, o, signed=False)); _bare(ax, head); _outline(ax, mask)
     if mask is not None: _peak(ax, o)
@@ -188,7 +195,7 @@ def _draw_other(ax, img, o, head, mask):
 def plot_explanation(
     exp,                # `mhex.Explanation`
     index=None,         # Samples to draw; None: the first four
-    kind:str="paper",   # Kind of map, see `Explanation.map`
+    kind:str|None=None, # Kind of map, see `Explanation.map`; None: its default, evidence
     mean=None,          # To undo normalisation
     std=None,           # To undo normalisation
     labels=None,        # True classes: `b`, or `b k` of 0 and 1
@@ -199,6 +206,7 @@ def plot_explanation(
 ):                      # Figure: a row a sample (and target, where there are several)
     "Picture, blocks from early to late, fused map, overlay"
     index,chosen = _indices(exp, index, 4),exp._blocks(settings.get("blocks"), settings.get("layers"))
+    kind = exp.default_kind(settings) if kind is None else kind
     _count("max_blocks", max_blocks)
     if others is not None and not isinstance(others, dict): raise TypeError(f"others is {type(others).__name__}; expected a dict, name -> maps (b, h, w)")
     labels,masks,others = _check_labels(labels, exp),_check_masks(masks, exp),{o:_check_maps(f"others[{o!r}]", m, exp).float() for o,m in (others or {}).items()}
@@ -219,11 +227,11 @@ def plot_explanation(
         for ax,l,b in zip(row[1:], shown, bs):
             p = exp.head_logits[l,i]
             p = p.sigmoid() if exp.multi_label else p.softmax(0)
-            im = _panel(ax, b, limit, signed); _bare(ax, head(_short(exp.block_names[l], 16)), "" if t<0 else f"this head {float(p[t]):.0%}")
+            im = _panel(ax, b, limit, signed, _top(b, kind)); _bare(ax, head(_short(exp.block_names[l], 16)), "" if t<0 else f"this head {float(p[t]):.0%}")
         ax,over,*rest = row[1+len(shown):]
         whose,logit = ("",exp.logits[i,t]) if chosen is None else ("this head\n" if len(each)==1 else "these heads\n",exp.head_logits[each,i,t].sum()) # what an exact map adds up to
-        im = _panel(ax, m, limit, signed); _bare(ax, head(f"fused, {kind}"), f"{whose}logit {_number(float(logit))}" if kind=="exact" and t>=0 else "")
-        over.imshow(overlay(img, m, signed, limit if signed else None)); _bare(over, head("over the image"))
+        im = _panel(ax, m, limit, signed, _top(m, kind)); _bare(ax, head(f"fused, {kind}"), f"{whose}logit {_number(float(logit))}" if kind=="exact" and t>=0 else "")
+        over.imshow(overlay(img, m, signed, limit if signed else _top(m, kind)-float(m.min()))); _bare(over, head("over the image"))
         for a in (ax,over): _outline(a, mask)
         if mask is not None: _peak(ax, m)
         for a,(name,o) in zip(rest, others.items()): _draw_other(a, img, o[i], head(_short(name, 20)), mask)
@@ -327,7 +335,7 @@ def plot_smoothing(
     ax.set_ylabel("cosine between tokens", fontsize=7, color=MUTED); ax.set_xlabel("layer", fontsize=7, color=MUTED)
     return fig
 
-# %% ../nbs/40_viz.ipynb #7ecca063
+# %% ../nbs/40_viz.ipynb #a2ae5a36
 def save_figure(
     fig,          # Closed afterwards
     path,         # .png
@@ -345,13 +353,13 @@ def save_explanation(
     folder,           # Made if it does not exist
     mean=None,        # To undo normalisation in the pictures
     std=None,         # To undo normalisation in the pictures
-    kind:str="paper", # Kind of the fused map
+    kind:str|None=None, # Kind of the fused map; None: the default of `Explanation.map`, evidence
     labels=None,      # True classes: `b`, or `b k` of 0 and 1
     facts=None,       # More for the manifest, e.g. {"seed": 0}
     **settings,       # Of the kind, and what else `Explanation.map` takes, e.g. blocks=[0]
 ):                    # Path of the folder
     "Write maps, pictures and a manifest"
-    out = output_folder(folder) # an error before any work
+    out,kind = output_folder(folder),exp.default_kind(settings) if kind is None else kind # an error before any work
     with explanation_folder(exp, out, kind, settings, facts, input_size=exp.input_size) as new:
         save_figure(plot_explanation(exp, kind=kind, mean=mean, std=std, labels=labels, **settings), new("explanation.png"))
         if has_exact(exp): save_figure(plot_classes(exp, None, mean=mean, std=std, labels=labels), new("classes.png"))

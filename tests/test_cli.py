@@ -214,11 +214,11 @@ def test_explain(run, model):
         assert line.startswith(f"{Path(n).name}: {k} {exp.probs[0, k]:.1%}; completeness delta ") and line.endswith(f"wrote {Path('out', f)}")
         with np.load(f"out/{f}/maps.npz") as saved:
             np.testing.assert_allclose(saved["logits"], exp.logits.numpy(), atol=1e-6)
-            np.testing.assert_allclose(saved["map"], exp.map().numpy(), atol=1e-5)
+            np.testing.assert_allclose(saved["map"], exp.map(kind="evidence").numpy(), rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(saved["exact"].mean((2, 3)), exp.logits.numpy(), atol=1e-4)
             assert saved["exact"].shape == (1, 10, 8, 8) and saved["head_logits"].shape == (8, 1, 10) and "block_7" in saved
         manifest = json.loads(Path(f"out/{f}/manifest.json").read_text("utf-8"))
-        assert manifest["image"] == Path(n).name and manifest["target"] == [k] and manifest["target_from"] == "predicted" and manifest["kind"] == "paper"
+        assert manifest["image"] == Path(n).name and manifest["target"] == [k] and manifest["target_from"] == "predicted" and manifest["kind"] == "evidence"
         for p in ("explanation", "classes"):
             with Image.open(f"out/{f}/{p}.png") as im: assert im.format == "PNG" and min(im.size) > 100
 
@@ -231,6 +231,15 @@ def test_explain_is_deterministic(run, model):
     assert listing("one") == listing("two")
     manifest = json.loads(Path("one/a/manifest.json").read_text())
     assert manifest["target"] == [3] and manifest["target_from"] == "given" and manifest["kind"] == "exact"
+
+
+def test_explain_kind_of_map(run, model):
+    "Evidence unless another is named, and the help says so"
+    picture("a.png")
+    for o, kind in (("none", []), ("evidence", ["--kind", "evidence"]), ("paper", ["--kind", "paper"])): assert run("explain", "a.png", "--model", model, "--out", o, *kind)[0] == 0
+    assert listing("none") == listing("evidence") != listing("paper")
+    assert [json.loads(Path(o, "a/manifest.json").read_text())["kind"] for o in ("none", "paper")] == ["evidence", "paper"]
+    assert "default evidence" in " ".join(run("explain", "--help")[1].split())
 
 
 def test_explain_target_is_said(run, model):
@@ -390,7 +399,7 @@ def test_demo_shapes(run):
     data, model = load_data("shapes", size=20), mhex.from_pretrained("out/model")
     assert model.class_names == data.class_names and round(mhex.train.evaluate(model, data)["accuracy"], 4) == r["scores"][1]["test accuracy"]
     p = {o["method"]: o["pointing game"] for o in r["pointing_game"]}
-    assert list(p) == ["MHEX, paper's map", "MHEX, exact map", "Grad-CAM, last block", "chance (mask area)"] and all(0 <= v <= 1 for v in p.values())
+    assert list(p) == ["MHEX, evidence map", "MHEX, paper's map", "MHEX, exact map", "Grad-CAM, last block", "chance (mask area)"] and all(0 <= v <= 1 for v in p.values())
     assert p["chance (mask area)"] == pytest.approx(data.test.masks[:200].float().mean().item(), abs=1e-3)
     rows = list(csv.DictReader(open("out/results.csv")))
     assert [[str(v) for v in s.values()] for s in r["scores"]] == [list(o.values()) for o in rows]

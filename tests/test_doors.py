@@ -62,7 +62,7 @@ def test_cam_door_like_the_library(model, x):
     assert isinstance(g, np.ndarray) and g.dtype == np.float32 and g.shape == (3, 28, 28)
     assert (g.max((1, 2)) == 1).all() and (g.min((1, 2)) == 0).all()
     assert show_cam_on_image(np.zeros((28, 28, 3), np.float32), g[0]).shape == (28, 28, 3)
-    assert_close(torch.from_numpy(g), mhex.explain(model, x, [3, 0, 3]).map(normalize="minmax"))
+    assert_close(torch.from_numpy(g), mhex.explain(model, x, [3, 0, 3]).map(kind="paper", normalize="minmax"))  # the paper's map, whatever the default
     assert ModelState.of(model) == before
     with pytest.raises(ValueError, match="2 entries, the batch has 3"): mhex.CAMDoor(model)(x, targets=[ClassifierOutputTarget(3)]*2)
     assert ModelState.of(model) == before
@@ -79,7 +79,7 @@ def test_cam_door_softmax_target_is_not_taken_for_a_class(model, x):
 def test_cam_door_layers(model, x):
     blocks = [model.backbone.layer2[1], "layer4.1", 0]
     got = mhex.CAMDoor(model, target_layers=blocks)(x, targets=None)
-    want = mhex.explain(model, x).map(blocks=["layer2.1", "layer4.1", 0], normalize="minmax")
+    want = mhex.explain(model, x).map(kind="paper", blocks=["layer2.1", "layer4.1", 0], normalize="minmax")
     assert_close(torch.from_numpy(got), want)
     for bad in ([], ["fc"], [99], [torch.nn.ReLU()]):
         with pytest.raises(ValueError, match="target_layers"): mhex.CAMDoor(model, target_layers=bad)

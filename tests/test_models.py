@@ -329,10 +329,33 @@ def test_paper_map_against_loops():
             for y in range(K):
                 want = paper_by_loops(blocks[s], y, x.shape[2:], **loops)
                 assert_close(maps[s, y], want, rtol=1e-9, atol=1e-10)
-                assert_close(exp.map(y, **kw)[s], want, rtol=1e-9, atol=1e-10)
+                assert_close(exp.map(y, **{"kind": "paper", **kw})[s], want, rtol=1e-9, atol=1e-10)
         seen.append(maps)
     for i, m in enumerate(seen):  # every setting does something
         assert not any(torch.allclose(m, o) for o in seen[:i]), PAPER[i]
+
+
+PAPER_ONLY = [dict(negative=-1.), dict(positive=2.), dict(sharpness=.3), dict(alpha=.8), dict(features="exact"), mhex.saliency.author_settings(K)]
+
+@torch.no_grad()
+def test_default_kind_of_images():
+    "Evidence, and the paper's map where a setting is given that only it has"
+    model, _, x = tiny()
+    exp = mhex.explain(model, x)
+    def all_of(**kw): return [exp.map(**kw), exp.map([2, 0], **kw), exp.maps(**kw), *exp.block_maps(**kw), *exp.block_maps(1, **kw)]
+    def same(a, b): return all(map(torch.equal, a, b))
+    evidence, paper = all_of(kind="evidence"), all_of(kind="paper")
+    assert same(all_of(), evidence) and not same(evidence, paper)
+    assert same(all_of(kind=None, peak=.5), all_of(kind="evidence", peak=.5)) and not same(all_of(peak=.5), evidence)
+    assert torch.equal(exp.map(blocks=[0, 2], normalize="minmax", size=(5, 9)), exp.map(kind="evidence", blocks=[0, 2], normalize="minmax", size=(5, 9)))
+    for kw in PAPER_ONLY:
+        assert same(all_of(**kw), all_of(**{**kw, "kind": "paper"})), kw
+        assert exp.default_kind(kw) == "paper" and exp.default_kind(list(kw)) == "paper"
+    assert exp.default_kind() == exp.default_kind({"peak": 1.}) == "evidence"
+    for kw, says in ((dict(sharp=.5), r"kind='evidence', meant because no kind is named .*'evidence': peak.*'paper': positive.*sharp'"), (dict(alpha=.8, peak=.5), "kind='paper', meant because.*'peak'"),
+                     (dict(kind="evidence", alpha=.8), "settings of kind='evidence': .*'alpha'"), (dict(kind="exact", peak=1.), "settings of kind='exact': .*'peak'")):
+        for f in (exp.map, exp.maps, exp.block_maps):
+            with pytest.raises(TypeError, match=says): f(**kw)
 
 
 @pytest.mark.parametrize("pool, rank", [("gap", None), ("softmax", 2), ("top", None)])

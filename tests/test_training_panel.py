@@ -188,7 +188,7 @@ def test_frames_are_maps_of_the_truth(digits, whole):
     f, s = whole.frames[-1], whole.samples
     exp = explain(whole.model, digits.batch("valid", s.idxs)[0], target=s.target)
     assert torch.equal(torch.stack(f.maps["exact"]), exp.map(kind="exact")) and torch.equal(f.probs, exp.probs)
-    assert torch.equal(f.blocks["paper"][1][2], exp.block_maps()[1][2])
+    assert torch.equal(f.blocks["paper"][1][2], exp.block_maps(kind="paper")[1][2])
     assert [f.epoch for f in whole.frames] == [0, 1, 2]
 
 

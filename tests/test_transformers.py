@@ -297,6 +297,16 @@ def byte_pairs():
                                                 unk_token="<unk>", mask_token="<mask>")
 
 
+def test_texts_keep_the_papers_map():
+    "Images have the evidence map where no kind is named, texts the paper's"
+    with mhex.attach(text_net("bert"), 3, special_ids=SPECIAL) as model:
+        exp = mhex.explain(model, batch(*TEXTS))
+        assert exp.default_kind() == exp.default_kind({"alpha": .8}) == exp.default_kind({"peak": 1.}) == "paper"
+        assert torch.equal(exp.map(), exp.map(kind="paper")) and torch.equal(exp.maps(layers="early"), exp.maps(kind="paper", layers="early"))
+        assert all(map(torch.equal, exp.block_maps(1), exp.block_maps(1, "paper"))) and not torch.equal(exp.map(), exp.map(kind="evidence"))
+        with pytest.raises(TypeError, match="kind='paper', meant because no kind is named"): exp.map(peak=.5)
+
+
 REVIEWS = ["The movie was unbelievably great!", "Bad plot, <b>bad</b> movie", "long"]
 
 

@@ -79,13 +79,20 @@ def test_overlay():
 
 # ---- plot_explanation
 
-def test_explanation_layout(exp, x):
-    fig = plot_explanation(exp, labels=[int(exp.target[0]), (int(exp.target[1])+1) % 3, int(exp.target[2])], max_blocks=3)
+def full_colour(m, kind):
+    "Where the scale of an unsigned map ends: evidence is peaked, and 3 % of its pixels may be brighter"
+    lo, hi = float(m.min()), float(m.max())
+    return max(float(np.quantile(m.numpy(), .97)), lo+.05*(hi-lo)) if kind == "evidence" else hi
+
+
+@pytest.mark.parametrize("kw, kind", [({}, "evidence"), (dict(kind="paper"), "paper"), (dict(alpha=.8), "paper")], ids=str)
+def test_explanation_layout(exp, x, kw, kind):
+    fig = plot_explanation(exp, **kw, labels=[int(exp.target[0]), (int(exp.target[1])+1) % 3, int(exp.target[2])], max_blocks=3)
     p = panels(fig)
     assert len(p) == 3*6 and not bars(fig)
-    assert [a.get_title() for a in p[:6]] == ["image", exp.block_names[0], exp.block_names[2], exp.block_names[3], "fused, paper", "over the image"]
+    assert [a.get_title() for a in p[:6]] == ["image", exp.block_names[0], exp.block_names[2], exp.block_names[3], f"fused, {kind}", "over the image"]
     assert not any(a.get_title() for a in p[6:]), "headings once, above the first row"
-    maps, blocks = exp.map(), exp.block_maps()
+    maps, blocks = (f(**{**kw, "kind": kind}) for f in (exp.map, exp.block_maps))
     for i in range(3):
         row = p[6*i:6*i+6]
         np.testing.assert_allclose(shown(row[0]), to_image(x[i]), atol=1e-6)
@@ -93,8 +100,20 @@ def test_explanation_layout(exp, x):
             np.testing.assert_allclose(shown(ax), blocks[l][i], atol=1e-6)
             assert ax.get_xlabel() == f"this head {float(exp.head_logits[l, i].softmax(0)[exp.target[i]]):.0%}"
         np.testing.assert_allclose(shown(row[4]), maps[i], atol=1e-6)
-        assert limits(row[4]) == pytest.approx((float(maps[i].min()), float(maps[i].max())), abs=1e-6) and row[4].images[0].get_cmap().name == UNSIGNED
-        np.testing.assert_allclose(shown(row[5]), overlay(to_image(x[i]), maps[i], signed=False), atol=1e-5)
+        top = full_colour(maps[i], kind)
+        assert limits(row[4]) == pytest.approx((float(maps[i].min()), top), abs=1e-6) and row[4].images[0].get_cmap().name == UNSIGNED
+        for ax, l in zip(row[1:4], (0, 2, 3)): assert limits(ax) == pytest.approx((float(blocks[l][i].min()), full_colour(blocks[l][i], kind)), rel=1e-5, abs=1e-6)
+        np.testing.assert_allclose(shown(row[5]), overlay(to_image(x[i]), maps[i], signed=False, limit=top-float(maps[i].min())), atol=1e-5)
+
+
+def test_scale_of_a_peaked_map(exp):
+    "One pixel far above the rest neither darkens all others nor lifts their noise to full colour"
+    from mhex.viz import _top
+    m = torch.ones(20, 20); m[3, 4] = 401.
+    assert _top(m, "evidence") == 21 and _top(m, "paper") == 401
+    m[:3] = torch.arange(60.).reshape(3, 20)+100
+    assert 100 < _top(m, "evidence") < 160
+    assert _top(torch.full((4, 4), 2.), "evidence") > 2
 
 
 def test_verdicts(exp):
