@@ -223,7 +223,7 @@ def mean_ranks(
     return dict(names=[method_label(*o) for o in keys], groups=[_group(o[1]) for o in keys], ranks=r.mean(0).tolist(), blocks=n, label=metric_label(rows[0]),
                 cd=float(stats.studentized_range.ppf(.95, k, np.inf)/2**.5*(k*(k+1)/(6*n))**.5), p=float(stats.friedmanchisquare(*v.T).pvalue) if varied else 1.)
 
-# %% ../nbs/54_compare_report.ipynb #a39ca8bb
+# %% ../nbs/54_compare_report.ipynb #58b42d63
 _COLORS = ["#b2182b","#2166ac","#7a7a7a"] # MHEX, peers, controls
 _MARKS = ["o","s","^"]
 
@@ -289,15 +289,18 @@ def plot_accuracy(
     rows = {(r["plan"],r["network"]):r for r in summary if r["method"]=="prediction" and r["metric"]==metric}
     plans = [p for p in dict.fromkeys(p for p,_ in rows) if (p,"plain") in rows and (p,"mhex") in rows]
     if not plans: return None
-    fig,axs = plt.subplots(1, len(plans), figsize=(.6+1.35*len(plans),2.2), squeeze=False, layout="constrained", facecolor="white")
-    for ax,p in zip(axs[0], plans):
+    cols = min(len(plans), 5)
+    lines = math.ceil(len(plans)/cols)
+    fig,axs = plt.subplots(lines, cols, figsize=(.6+1.5*cols,2.2*lines), squeeze=False, layout="constrained", facecolor="white")
+    for ax in list(axs.flat)[len(plans):]: ax.set_visible(False)
+    for ax,p in zip(axs.flat, plans):
         a,b = (dict(zip(rows[p,k]["seeds"], rows[p,k]["means"])) for k in ("plain","mhex"))
         for s in sorted(a.keys()&b.keys()): ax.plot([0,1], [a[s],b[s]], "o-", color="#1b7837" if b[s]>a[s] else "#b2182b" if b[s]<a[s] else MUTED, ms=3, lw=1, alpha=.8)
         r = rows[p,"plain"]
         _axes(ax, "", "", f"{r['data']}\n{trained(r)}")
         ax.title.set_fontsize(6.5)
         ax.set_xticks([0,1], ["plain","MHEX"]); ax.set_xlim(-.3, 1.3)
-    axs[0,0].set_ylabel(f"test {'AUC' if metric=='auc' else metric}", fontsize=8, color=MUTED)
+    for ax in axs[:,0]: ax.set_ylabel(f"test {'AUC' if metric=='auc' else metric}", fontsize=8, color=MUTED)
     return fig
 
 # %% ../nbs/54_compare_report.ipynb #444257af
