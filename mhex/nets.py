@@ -103,7 +103,7 @@ def load_plan(
     data = load_text(plan.data, root=root) if plan.is_text else load_data(plan.data, size=plan.size, root=root)
     return data if plan.rows is None else data.subset(train=plan.rows)
 
-# %% ../nbs/52_nets.ipynb #8da93979
+# %% ../nbs/52_nets.ipynb #a562286d
 KINDS = ("mhex","plain","judge")
 WEIGHTS,FACTS = "network.safetensors","network.json"
 
@@ -170,7 +170,7 @@ def network(
     if plan.of_twin and kind!="mhex": plan = replace(plan, mode="train") # the twin, and the judge, are those of the trained plan
     name = f"{plan.name}-{kind}"+("" if kind=="judge" else f"-{seed}")
     d,data = output_folder(Path(folder)/"networks"/name),load_plan(plan, root) if data is None else data
-    twin = network(plan, folder, "plain", seed, data, root, device, progress).model if plan.of_twin else None
+    twin = network(plan, folder, "plain", seed, data, root, device, progress).model if plan.of_twin and not (d/FACTS).is_file() else None # only training needs it
     with _on_its_own(): return _network(plan, d, name, kind, seed, data, root, device, progress, twin)
 
 def _network(plan, d, name, kind, seed, data, root, device, progress, twin):
