@@ -33,7 +33,7 @@ from .saliency import explain
 from .textdata import TextData, load_text, text_names
 from .train import CHECKPOINT, evaluate, fit_recipe, get_recipe, mhex_learner, rng_state, set_rng_state
 
-# %% ../nbs/33_training_run.ipynb #b0d646fa
+# %% ../nbs/33_training_run.ipynb #9b50199d
 STATES = ("idle","running","paused","stopped","finished","failed")
 _ALLOWED = {"start":("idle",), "pause":("running",), "resume":("paused","stopped","failed"), "stop":("running","paused")}
 _WAY_OUT = {"idle":"start() begins it", "running":"pause() holds it, stop() ends it", "paused":"resume() goes on, stop() ends it", "stopped":"resume() goes on from the checkpoint",
@@ -46,7 +46,7 @@ class Job:
         work,             # Function of (job, resume); asks `job.hold()` wherever it may be held, and ends early where that is True
         name:str="job",   # For messages and the thread
         again:bool=True,  # Can go on after it stopped or failed
-    ): self.work,self.name,self.again,self.state,self.asked,self.error,self.trace,self.result = work,name,again,"idle",None,None,"",None; self._listeners,self._lock,self._thread,self._told = [],threading.Condition(),None,-math.inf
+    ): self.work,self.name,self.again,self.state,self.asked,self.error,self.trace,self.result = work,name,again,"idle",None,None,"",None; self._listeners,self._lock,self._thread,self._told,self._news = [],threading.Condition(),None,-math.inf,False
 
     @property
     def active(self): return self.state in ("running","paused")
@@ -94,7 +94,7 @@ class Job:
     def hold(self)->bool: # Whether to end
         "Called by the work, in its thread: wait while paused, and say whether to stop"
         while self._rest():
-            self.tell(True) # without the lock: a listener may have one of its own
+            self._tell_news()
             with self._lock: self._lock.wait_for(lambda: self.state!="paused")
         return self.asked=="stop"
 
@@ -102,24 +102,30 @@ class Job:
         "Come to rest, if that is still asked for"
         with self._lock:
             if self.asked!="pause": return False
-            self.state,self.asked = "paused",None
+            self.state,self.asked,self._news = "paused",None,True
             self._lock.notify_all()
             return True
+
+    def _tell_news(self):
+        "Tell that the work rests or has ended; `wait` returns after it"
+        self.tell(True) # without the lock: a listener may have one of its own
+        with self._lock: self._news = False; self._lock.notify_all()
 
     def _run(self, resume):
         try: self.result = self.work(self, resume); end = "stopped" if self.asked=="stop" and self.result is None else "finished"
         except Exception as e: end,self.error,self.trace = "failed",e,traceback.format_exc()
-        with self._lock: self.state,self.asked = end,None; self._lock.notify_all()
+        with self._lock: self.state,self.asked,self._news = end,None,True; self._lock.notify_all()
         _live.discard(self)
-        self.tell(True)
+        self._tell_news()
 
     def wait(self,
         timeout:float|None=None, # Seconds; None: as long as it takes
         until=("paused","stopped","finished","failed"), # States that end the waiting
     )->str:                      # The state
-        "Wait until the job rests or ends; what went wrong in the thread is raised here"
+        "Wait until the job rests or ends and its listeners know; what went wrong in the thread is raised here"
         if self.state=="idle": raise RuntimeError(f"wait() is not possible: {self.name} is idle; start() begins it")
-        with self._lock: self._lock.wait_for(lambda: self.state in until, timeout)
+        own = threading.current_thread() is self._thread # a listener that waits would wait for itself
+        with self._lock: self._lock.wait_for(lambda: self.state in until and (own or not self._news), timeout)
         if self.state=="failed": raise RuntimeError(f"{self.name} failed: {type(self.error).__name__}: {said(self.error)}") from self.error
         return self.state
 

@@ -169,6 +169,34 @@ def test_listener_that_fails():
     assert len(told) > 3
 
 
+@pytest.mark.parametrize("end", ["finished", "failed", "paused"])
+def test_who_waits_finds_listeners_told(end):
+    "A panel is up to date when `wait` returns, however slow it is to draw"
+    told = []
+
+    def work(job, resume):
+        while end == "paused" and not job.hold(): time.sleep(.01)
+        if end == "failed": raise ValueError("no")
+        return end
+    job = Job(work, "work")
+    job.listen(lambda j: (time.sleep(.2 if j.state == end else 0), told.append(j.state)))
+    job.start()
+    if end == "paused": job.pause()
+    if end == "failed":
+        with pytest.raises(RuntimeError, match="work failed: ValueError: no"): job.wait(30)
+    else: assert job.wait(30) == end
+    assert told[-1] == end
+    if end == "paused": job.stop().wait(30)
+
+
+def test_listener_may_wait():
+    "A listener that waits in the job's own thread does not wait for itself"
+    seen = []
+    job = Job(lambda job, resume: None, "work")
+    job.listen(lambda j: seen.append(j.wait(30)) if j.state == "finished" else None)
+    assert job.start().wait(30) == "finished" and seen == ["finished"]
+
+
 def test_told_at_most_four_times_a_second():
     told = []
     job = Job(lambda job, resume: [(job.tell(), time.sleep(.005)) for _ in range(100)], "work")
