@@ -6,7 +6,7 @@ Docs: https://example.org/mhex/docs/faithfulness.html.md"""
 
 # %% auto #0
 __all__ = ['soft_drop', 'hard_drop', 'area_weight', 'effective_drop', 'average_drop', 'increase_in_confidence', 'adp', 'pic',
-           'Curve', 'deletion_curve', 'insertion_curve', 'deletion', 'insertion', 'still_target',
+           'drop_and_increase', 'Curve', 'deletion_curve', 'insertion_curve', 'deletion', 'insertion', 'still_target',
            'positive_perturbation', 'negative_perturbation', 'noise', 'infidelity']
 
 # %% ../nbs/16_faithfulness.ipynb #ba85a86e
@@ -146,6 +146,20 @@ def pic(
 )->Tensor:              # `b`: 1 where confidence rose, else 0
     "Increase in confidence over the mean colour"
     return increase_in_confidence(predict, x, maps, target, keep, masking, chunk_size)
+
+# %% ../nbs/16_faithfulness.ipynb #26ba048f
+def drop_and_increase(
+    predict,            # Images -> probabilities, `b k`
+    x:Tensor,           # Images, `b c h w`
+    maps:Tensor,        # `b h w`, 0-1: how much of each pixel stays
+    target=None,        # None: predicted class; int; one class a sample
+    keep:float=1.,      # Share of the pixels that may stay, in (0,1]
+    masking="black",    # What the image fades to; "zero" gives ADP and PIC
+    chunk_size:int=256, # Images a call of `predict`
+)->tuple:               # `average_drop` and `increase_in_confidence`, `b` each
+    "Average drop and increase in confidence together, at the price of one"
+    p,q = _kept(predict, x, maps, target, keep, masking, chunk_size)
+    return _lost(p, q),(q>p).to(p)
 
 # %% ../nbs/16_faithfulness.ipynb #94f4d246
 @dataclass(frozen=True)

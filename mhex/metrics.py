@@ -8,22 +8,22 @@ Docs: https://example.org/mhex/docs/metrics.html.md"""
 __all__ = ['facts_table', 'bootstrap', 'holm', 'compare', 'MetricFacts', 'Masking', 'Predictor', 'masking', 'metric',
            'metric_named', 'metrics', 'predictor', 'with_masking', 'average_precision', 'centred_gaussian', 'chance',
            'controls', 'edge_map', 'energy_pointing_game', 'iou', 'pointing_game', 'random_map', 'uniform_map', 'Curve',
-           'adp', 'area_weight', 'average_drop', 'deletion', 'deletion_curve', 'effective_drop', 'hard_drop',
-           'increase_in_confidence', 'infidelity', 'insertion', 'insertion_curve', 'negative_perturbation', 'pic',
-           'positive_perturbation', 'soft_drop', 'impute', 'road', 'road_lerf', 'comprehensiveness', 'sufficiency',
-           'text_drop', 'token_average_precision', 'token_f1', 'SanityReport', 'completeness_delta', 'gate_shuffling',
-           'head_permutation', 'max_sensitivity', 'parameter_randomisation', 'random_label', 'random_logit',
-           'randomisation_curve', 'sanity_report', 'spearman', 'ssim']
+           'adp', 'area_weight', 'average_drop', 'deletion', 'deletion_curve', 'drop_and_increase', 'effective_drop',
+           'hard_drop', 'increase_in_confidence', 'infidelity', 'insertion', 'insertion_curve', 'negative_perturbation',
+           'pic', 'positive_perturbation', 'soft_drop', 'impute', 'road', 'road_lerf', 'comprehensiveness',
+           'sufficiency', 'text_drop', 'token_average_precision', 'token_f1', 'SanityReport', 'completeness_delta',
+           'gate_shuffling', 'head_permutation', 'max_sensitivity', 'parameter_randomisation', 'random_label',
+           'random_logit', 'randomisation_curve', 'sanity_report', 'spearman', 'ssim']
 
-# %% ../nbs/21_metrics.ipynb #979583c1
+# %% ../nbs/21_metrics.ipynb #4a755e9b
 import math
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from .faithfulness import (Curve, adp, area_weight, average_drop, deletion, deletion_curve, effective_drop, hard_drop, increase_in_confidence,
-                               infidelity, insertion, insertion_curve, negative_perturbation, pic, positive_perturbation, soft_drop)
+from .faithfulness import (Curve, adp, area_weight, average_drop, deletion, deletion_curve, drop_and_increase, effective_drop, hard_drop,
+                               increase_in_confidence, infidelity, insertion, insertion_curve, negative_perturbation, pic, positive_perturbation, soft_drop)
 from .imputation import impute, road, road_lerf
 from .localisation import (average_precision, centred_gaussian, chance, controls, edge_map, energy_pointing_game, iou, pointing_game, random_map,
                                uniform_map)
@@ -32,10 +32,10 @@ from .sanity import (SanityReport, completeness_delta, gate_shuffling, head_perm
 from .scoring import MetricFacts, Masking, Predictor, masking, metric, metric_named, metrics, predictor, with_masking
 from .token_metrics import comprehensiveness, sufficiency, text_drop, token_average_precision, token_f1
 
-# %% ../nbs/21_metrics.ipynb #3b03acb2
+# %% ../nbs/21_metrics.ipynb #b9785356
 _all_ = ["MetricFacts","Masking","Predictor","masking","metric","metric_named","metrics","predictor","with_masking",
          "average_precision","centred_gaussian","chance","controls","edge_map","energy_pointing_game","iou","pointing_game",
-         "random_map","uniform_map","Curve","adp","area_weight","average_drop","deletion","deletion_curve","effective_drop",
+         "random_map","uniform_map","Curve","adp","area_weight","average_drop","deletion","deletion_curve","drop_and_increase","effective_drop",
          "hard_drop","increase_in_confidence","infidelity","insertion","insertion_curve","negative_perturbation","pic",
          "positive_perturbation","soft_drop","impute","road","road_lerf","comprehensiveness","sufficiency","text_drop",
          "token_average_precision","token_f1","SanityReport","completeness_delta","gate_shuffling","head_permutation",

@@ -224,6 +224,19 @@ def naive_curve(predict, x, m, t, counts, start, end):
 def trapezoid(v, f): return sum((f[i+1]-f[i])*(v[i]+v[i+1])/2 for i in range(len(v)-1))/(f[-1]-f[0])
 
 
+@pytest.mark.parametrize("kw", [{}, dict(keep=.5), dict(masking="zero", target=1)])
+def test_drop_and_increase_is_both_at_the_price_of_one(case, kw):
+    predict, x, maps = case
+    asked = []
+    def counted(z): asked.append(len(z)); return predict(z)
+    counted.preprocess = predict.preprocess
+    ad, ic = M.drop_and_increase(counted, x, maps, **kw)
+    assert asked == [len(x)]*2
+    assert torch.equal(ad, M.average_drop(predict, x, maps, **kw)) and torch.equal(ic, M.increase_in_confidence(predict, x, maps, **kw))
+    with pytest.raises(ValueError, match="keep is 0"): M.drop_and_increase(predict, x, maps, keep=0)
+    with pytest.raises(ValueError, match="normalise them by name"): M.drop_and_increase(predict, x, 3*maps)
+
+
 def test_drops_against_loops(case):
     predict, x, maps = case
     t = predict(x).argmax(1).tolist()
