@@ -113,7 +113,7 @@ def unit_maps(
     flat = (maps.flatten(1).amax(1)==maps.flatten(1).amin(1)).view(-1,1,1)
     return torch.where(flat, torch.full_like(maps, .5), normalize_maps(maps, "minmax"))
 
-# %% ../nbs/53_compare.ipynb #b2d21721
+# %% ../nbs/53_compare.ipynb #6dd55c37
 IMAGE_METRICS = ["soft_drop","hard_drop","effective_drop","deletion","insertion","road"]
 MASK_METRICS = ["pointing_game","energy_pointing_game","average_precision"]
 TEXT_METRICS = ["text_drop","comprehensiveness","sufficiency"]
@@ -126,6 +126,7 @@ class Part:
     truth:object=None# Masks, `b h w`; for texts a tensor of each class's words, `k b n`; None where nothing is known
     words:object=None# `b n`: tokens that count
     mask_id:int|None=None # Of the mask token
+    groups:object=None # `n`: which specimen each image shows, where several show one
 
     def __len__(self): return len(self.x["input_ids"] if isinstance(self.x, dict) else self.x)
 
@@ -144,7 +145,9 @@ def take_part(
     "Some samples of a split, in a fixed random order: fewer are the first of more"
     idx = np.random.default_rng(0).permutation(len(data[split]))[:n]
     x,_ = data.batch(split, idx)
-    if not hasattr(data, "tokenizer"): return Part(x.to(device), None if data[split].masks is None else data[split].masks[idx].to(device))
+    if not hasattr(data, "tokenizer"):
+        masks,groups = data[split].masks,data[split].groups
+        return Part(x.to(device), None if masks is None else masks[idx].to(device), groups=None if groups is None else groups[idx].tolist())
     x = {k:v.to(device) for k,v in x.items()}
     truth = torch.stack([data.token_truth(split, idx, s) for s in (-1,1)]).to(device) if data[split].trees is not None and data.n_classes==2 else None
     words = x["attention_mask"].bool()&~x["special_tokens_mask"].bool()
@@ -237,7 +240,7 @@ def processes():
     try: return import_module("accelerate").PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30)) # a process may wait for another's training
     except ImportError as e: raise ImportError("several processes were started, and the package accelerate is not installed: pip install accelerate, or pip install \"mhex[dev]\"") from e
 
-# %% ../nbs/53_compare.ipynb #c187e3b9
+# %% ../nbs/53_compare.ipynb #5e6ab3e6
 AGREEMENT = 200 # samples for agreement with masks, at most: it needs no judge and costs little
 
 class Bench:
@@ -355,6 +358,7 @@ class Bench:
         scores,choice = more.pop("scores"),more.pop("settings")
         if scores is not None: row |= dict(chosen=choice, choice_scores=scores)
         elif choice: row["settings"] = choice
+        if (groups := self.part("test").groups) is not None: row["groups"] = groups[:len(v)]
         return {**row, "value":round(v.nanmean().item(), 6)+0., "n":int((~v.isnan()).sum()), "values":[None if math.isnan(o) else round(o, 4) for o in v.tolist()],
                 **{k:round(o, 3) for k,o in more.items()}, "versions":versions("mhex","torch")}
 

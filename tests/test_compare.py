@@ -8,7 +8,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 import mhex
 from mhex import cli, compare, nets
 from mhex.compare import faithfulness, read_rows
-from mhex.compare_report import accuracy_table, load_summary, mean_ranks, paired_table, score_table, summarise, two_level_interval, write_comparison
+from mhex.compare_report import accuracy_table, load_summary, mean_ranks, paired_table, score_table, summarise, two_level_interval, verdict, write_comparison
 from mhex.explainers.base import explain_with
 from shared_data import need
 
@@ -212,8 +212,9 @@ def test_difference_above_noise():
     "Two networks that judge themselves: what each method gains over noise on its own network"
     rows = []
     for s in range(2):
-        rows += [made([.1, .2, .3], seed=s, network="mhex", method="mhex-exact"), made([.2, .4, .6], seed=s, network="mhex", method="random"),
-                 made([.5, .6, .4], seed=s), made([.9, .9, .9], seed=s, method="random")]
+        up = [.01*s]*3  # two seeds never score alike
+        rows += [made(np.add(v, up).tolist(), seed=s, **kw) for v, kw in (([.1, .2, .3], dict(network="mhex", method="mhex-exact")), ([.2, .4, .6], dict(network="mhex", method="random")),
+                                                                          ([.5, .6, .4], {}), ([.9, .9, .9], dict(method="random")))]
     found = {(r["network"], r["method"]): r for r in summarise(rows)}
     gain, own = np.mean([.9-.5, .9-.6, .9-.4]), np.mean([.1, .2, .3])
     assert found["plain", "layercam"]["difference"] == pytest.approx(own-gain, abs=1e-4) and found["plain", "layercam"]["ahead"] == "0 of 2", "lower is better: noise less map is the gain"
@@ -221,6 +222,59 @@ def test_difference_above_noise():
     assert found["mhex", "mhex-exact"]["reference"]
     other = {(r["network"], r["method"]): r for r in summarise([{**r, "judge": "independent"} for r in rows])}
     assert other["plain", "layercam"]["difference"] == pytest.approx(.3, abs=1e-4), "one judge for all: plain differences"
+
+
+def rows_of(values, method, **kw):
+    return [dict(plan="p", data="d", recipe="r", seed=s, network="mhex" if method.startswith("mhex") else "plain", method=method, metric="road", masking="noise-linear", better="lower", judge="independent",
+                 value=float(np.mean(v)), n=len(v), values=[float(o) for o in v], **kw) for s, v in enumerate(values)]
+
+
+def test_difference_over_seeds_and_images():
+    "The interval is Student's over seeds, p is over images, and the verdict asks both"
+    from scipy import stats
+    g = np.random.default_rng(0)
+    ours, base = g.random((5, 60)), g.random(60)
+    for shift, want in (([.3]*5, "ahead"), ([.9, .6, -.2, -.1, -.1], "ahead, not over seeds"), ([0]*5, "not told apart"), ([-.3]*5, "behind")):
+        noise = .02*g.standard_normal((5, 60))
+        theirs = ours+np.array(shift)[:, None]+noise  # lower is better
+        r = next(o for o in summarise(rows_of(ours, "mhex-chosen")+rows_of(theirs, "layercam")) if o["method"] == "layercam")
+        d = (theirs-ours).mean(1)
+        lo, hi = stats.t.interval(.95, 4, d.mean(), stats.sem(d))
+        assert (r["difference"], r["seed_lo"], r["seed_hi"]) == pytest.approx((d.mean(), lo, hi), abs=2e-5)
+        assert r["p_holm"] == pytest.approx(stats.wilcoxon((theirs-ours).mean(0)).pvalue, rel=.1) and r["ahead"] == f"{(d > 0).sum()} of 5"
+        assert verdict(r) == want
+    cell = next(iter(paired_table([r | {"reference": False}], "p", "independent")))["ROAD (noise-linear) ↓"]
+    assert cell.startswith(f"{r['difference']:+.3f} ({r['seed_lo']:+.2f} to {r['seed_hi']:+.2f}), p".replace("-", "−"))
+
+
+def test_one_network_is_not_five():
+    "In a probe of a given network peers do not depend on the seed of the heads: no interval over seeds is pretended"
+    a, b = np.random.default_rng(0).random((2, 40))
+    r = next(o for o in summarise(rows_of([a]*5, "mhex-chosen")+rows_of([a+b]*5, "layercam")) if o["method"] == "layercam")
+    assert r["ahead"] == "one network" and "seed_lo" not in r and verdict(r) == "ahead on one network"
+    other = next(o for o in summarise(rows_of([a, a+.01], "mhex-chosen")+rows_of([a+b]*2, "layercam")) if o["method"] == "layercam")
+    assert other["ahead"] == "2 of 2" and "seed_lo" in other
+
+
+def test_images_of_one_specimen_are_drawn_together():
+    "Ten images of one tile are one piece of evidence: the test is over specimens, the interval wider"
+    from scipy import stats
+    g = np.random.default_rng(0)
+    which = np.repeat(np.arange(8), 10).tolist()
+    ours, theirs = (np.repeat(g.random((3, 8)), 10, 1)+.01*g.standard_normal((3, 80)) for _ in range(2))
+    def row(**kw): return next(o for o in summarise(rows_of(ours, "mhex-chosen", **kw)+rows_of(theirs, "layercam", **kw)) if o["method"] == "layercam")
+    lone, tiles = row(), row(groups=which)
+    means = (theirs-ours).mean(0).reshape(8, 10).mean(1)
+    assert tiles["p_holm"] == pytest.approx(stats.wilcoxon(means).pvalue, rel=.1) and tiles["specimens"] == 8 and "specimens" not in lone
+    assert tiles["hi"]-tiles["lo"] > 1.5*(lone["hi"]-lone["lo"]) and tiles["difference"] == lone["difference"]
+
+
+def test_tiles_say_their_specimens():
+    from mhex.data import load_data
+    data = load_data("magnetic_tile", size=32, root=need("inspection/magnetic_tile.csv"))
+    part = compare.take_part(data, "test", 30)
+    assert part.groups == data.test.groups[np.random.default_rng(0).permutation(len(data.test))[:30]].tolist() and len(set(part.groups)) < 30
+    assert compare.take_part(load_data("digits"), "test", 5).groups is None
 
 
 def test_seeds_that_are_not_there():
