@@ -26,7 +26,7 @@ from .nets import slug
 from .metrics import compare, holm
 from .report import write_report
 
-# %% ../nbs/54_compare_report.ipynb #3a927117
+# %% ../nbs/54_compare_report.ipynb #9fde0d28
 def _matrix(rows):
     "Values of one method: seeds x samples"
     return np.array([[math.nan if v is None else v for v in r["values"]] for r in rows], dtype=float)
@@ -94,14 +94,21 @@ def _against(groups, reference):
         common = sorted(set.intersection(*(set(o) for o in [done[ref],other,*([noise[k[0]],noise[ref[0]]] if apart else [])])))
         if k==ref or not common or len({len(o[s]) for o in (done[ref],other) for s in common})!=1: continue
         a,b = (np.stack([o[s]-(noise[n][s] if apart else 0) for s in common]) for o,n in ((done[ref],ref[0]),(other,k[0])))
+        gap = np.isnan(a)|np.isnan(b) # what only one of them could score compares nothing
+        if gap.all(): continue
+        a,b = (np.where(gap, np.nan, o)[~gap.all(1)] for o in (a,b))
         d = (np.nanmean(a, 1)-np.nanmean(b, 1))*(1 if higher else -1)
         which = groups[k][0].get("groups")
         values[k] = tuple(_over_groups(_over_images(v), which) for v in (a,b))
-        alike = len(common)>1 and all(np.array_equal(o, v[0], equal_nan=True) for v in (a,b) for o in v) # one network, scored again under each seed of its heads
-        out[k] = {**_over_seeds(d[:1] if alike else d), "ahead":"one network" if alike else f"{int((d>0).sum())} of {len(common)}", **({"above_noise":True} if apart else {}), **({"specimens":len(values[k][0])} if which else {})}
+        alike = len(d)>1 and all(np.array_equal(o, v[0], equal_nan=True) for v in (a,b) for o in v) # one network, scored again under each seed of its heads
+        out[k] = {**_over_seeds(d[:1] if alike else d), "ahead":"one network" if alike else f"{int((d>0).sum())} of {len(d)}", **({"above_noise":True} if apart else {}), **({"specimens":len(values[k][0])} if which else {})}
     tests = {k:compare({"own":a, "other":b}, "own", higher)[0] for k,(a,b) in values.items()}
     for (k,t),p in zip(tests.items(), holm([t["p"] for t in tests.values()]) if tests else []): out[k] |= dict(wins=round(t["wins"], 3), p_holm=float(f"{p:.2g}"))
     return out
+
+def _stored(rows):
+    "Whether these are summaries rather than rows of single seeds"
+    return all(isinstance(r, dict) and {"plan","network","method","metric"}<=r.keys() and "seed" not in r for r in rows)
 
 def summarise(
     rows,           # From `mhex.compare.read_rows`
@@ -109,7 +116,10 @@ def summarise(
 )->list:            # Of dicts, one a plan, judge, metric, network and method
     "Means, intervals and paired differences"
     if not rows: raise ValueError("rows is empty; it takes what mhex.compare.read_rows returns")
-    if all("means" in r or ("missing" in r and "seed" not in r) for r in rows): return rows # summarised already
+    if _stored(rows):
+        held = next((r["method"] for r in rows if r.get("reference")), None)
+        if reference not in (None,held): raise ValueError(f"reference is {reference!r}, and these are summaries, made with {held!r}; make them again from the rows")
+        return rows
     methods = {r["method"] for r in rows}
     own = [m for m in ("mhex-chosen",*METHODS,*sorted(methods)) if m in methods and is_own(m)]
     if reference is None: reference = own[0] if own else None
@@ -121,7 +131,7 @@ def summarise(
         out += [{**_one(g, groups), **paired.get(k, {})} for k,g in groups.items()]
     return out
 
-# %% ../nbs/54_compare_report.ipynb #7004c312
+# %% ../nbs/54_compare_report.ipynb #ae964c55
 _LABELS = {"hard_drop":"hard drop", "deletion":"deletion", "insertion":"insertion", "pointing_game":"pointing", "average_precision":"AP", "text_drop":"text drop", "token_average_precision":"token AP",
            **{v:k for k,v in SHORT.items() if k.isupper()}}
 _NAMES = {"mhex":"MHEX, the paper's map", "mhex-exact":"MHEX, exact", "mhex-evidence":"MHEX, evidence", "mhex-chosen":"MHEX, chosen on validation", "gradcam":"Grad-CAM", "gradcam++":"Grad-CAM++", "layercam":"LayerCAM",
@@ -162,6 +172,10 @@ def _cell(r, best, seeds):
     few = f", {len(r['seeds'])} seed{'s'*(len(r['seeds'])!=1)}" if len(r["seeds"])<seeds else ""
     return f"{'▲ ' if r['value']==best else ''}{r['value']:.3f}"+(f" ({r['lo']:.2f}–{r['hi']:.2f}{few})".replace("-", "−") if "lo" in r else "")
 
+def _noisy(rows):
+    "Networks on which noise was scored: where there are two, each judges itself"
+    return {r["network"] for r in rows if r["method"]=="random"}
+
 def _best(rows):
     v = [r["value"] for r in rows if "missing" not in r]
     return (max if rows[0]["better"]=="higher" else min)(v) if v else None
@@ -171,12 +185,13 @@ def score_table(
     plan:str,   # Which data and recipe
     judge=None, # None: agreement; "self", "independent"
 )->list:        # Of dicts: a row a method, a column a metric with its masking and direction
-    "Means with intervals; ▲ marks the best of a column, controls included; a method with fewer seeds than others says so"
+    "Means with intervals; ▲ marks the best of a column, controls included, where two networks judge themselves the best on each; a method with fewer seeds than others says so"
     rows = [r for r in summary if r["plan"]==plan and r.get("judge")==judge and r["method"]!="prediction"]
-    cols = _columns(rows)
-    best,found = {c:_best(o) for c,o in cols.items()},{(r["network"],r["method"],metric_label(r)):r for r in rows}
+    cols,apart = _columns(rows),judge=="self" and len(_noisy(rows))>1
+    best = {(c,k):_best([r for r in o if not apart or r["network"]==k]) for c,o in cols.items() for k in {r["network"] for r in o}}
+    found = {(r["network"],r["method"],metric_label(r)):r for r in rows}
     keys,seeds = sorted({(r["network"],r["method"]) for r in rows}, key=_place),max((len(r["seeds"]) for r in rows if "seeds" in r), default=0)
-    return [{"method":method_label(*k), **{c:_cell(found.get((*k,c)), best[c], seeds) for c in cols}} for k in keys]
+    return [{"method":method_label(*k), **{c:_cell(found.get((*k,c)), best.get((c,k[0])), seeds) for c in cols}} for k in keys]
 
 def _between(r): return f" ({r['seed_lo']:+.2f} to {r['seed_hi']:+.2f})" if "seed_lo" in r else ""
 
@@ -230,7 +245,7 @@ def markdown(
     def text(v): return str(v).replace("|", "\\|").replace("\n", " ")
     return "\n".join("| "+" | ".join(l)+" |" for l in [[text(k) for k in rows[0]], ["---"]+["---:"]*(len(rows[0])-1), *[[text(v) for v in r.values()] for r in rows]])
 
-# %% ../nbs/54_compare_report.ipynb #c1dccf6f
+# %% ../nbs/54_compare_report.ipynb #39b76ed8
 def mean_ranks(
     summary,     # From `summarise`
     metric:str,  # Name
@@ -242,13 +257,15 @@ def mean_ranks(
     blocks = {}
     for r in rows:
         for s,v in zip(r["seeds"], r["means"]): blocks.setdefault((r["plan"],s), {})[r["network"],r["method"]] = v
+    if apart := judge=="self" and len(_noisy(rows))>1: # two networks that judge themselves: ranked by what is gained over noise on each
+        blocks = {o:{k:v-b[k[0],"random"] for k,v in b.items() if (k[0],"random") in b and k!=("mhex","random")} for o,b in blocks.items()}
     keys = sorted(set.intersection(*[set(b) for b in blocks.values()]), key=_place) if blocks else []
     if len(keys)<3 or len(blocks)<2: return None
     v = np.array([[b[k] for k in keys] for b in blocks.values()])
     r = stats.rankdata(-v if rows[0]["better"]=="higher" else v, axis=1)
     n,k = r.shape
     varied = (r!=r[:,:1]).any()
-    return dict(names=[method_label(*o) for o in keys], groups=[_group(o[1]) for o in keys], ranks=r.mean(0).tolist(), blocks=n, label=metric_label(rows[0]),
+    return dict(names=[method_label(*o) for o in keys], groups=[_group(o[1]) for o in keys], ranks=r.mean(0).tolist(), blocks=n, label=("gain over noise in " if apart else "")+metric_label(rows[0]),
                 cd=float(stats.studentized_range.ppf(.95, k, np.inf)/2**.5*(k*(k+1)/(6*n))**.5), p=float(stats.friedmanchisquare(*v.T).pvalue) if varied else 1.)
 
 # %% ../nbs/54_compare_report.ipynb #58b42d63
@@ -331,7 +348,7 @@ def plot_accuracy(
     for ax in axs[:,0]: ax.set_ylabel(f"test {'AUC' if metric=='auc' else metric}", fontsize=8, color=MUTED)
     return fig
 
-# %% ../nbs/54_compare_report.ipynb #f539587b
+# %% ../nbs/54_compare_report.ipynb #8c968978
 def load_summary(
     source,         # A folder of a comparison, or a .jsonl file of rows or of summaries
     reference=None, # See `summarise`
@@ -340,7 +357,7 @@ def load_summary(
     path = Path(source)
     if path.is_file():
         rows = load_rows(path)
-        if rows and all("seed" not in r and "method" in r for r in rows): return rows
+        if rows and _stored(rows): return summarise(rows, reference)
     return summarise(read_rows(path), reference)
 
 def save_summary(
@@ -358,7 +375,7 @@ def _chosen_table(summary, plan):
     rows = [r for r in summary if r["plan"]==plan and "chosen" in r]
     return [{"method":method_label(r["network"], r["method"]), "metric":metric_label(r), "judge":r.get("judge") or "", "chosen on validation":r["chosen"]} for r in rows if r.get("judge")!="independent"]
 
-_INTRO = ("Each value is the mean over seeds of the mean over test images; in brackets a 95 % bootstrap interval in which seeds and images are drawn again. ▲ marks the best of a column, controls included. "
+_INTRO = ("Each value is the mean over seeds of the mean over test images; in brackets a 95 % bootstrap interval in which seeds and images are drawn again. ▲ marks the best of a column, controls included; under the explained network itself, the best on each network. "
           "Every method explains the class that its network predicts. Values under different maskings or judges are different metrics and are never averaged.")
 
 def report_sections(

@@ -261,7 +261,7 @@ def test_images_of_one_specimen_are_drawn_together():
     from scipy import stats
     g = np.random.default_rng(0)
     which = np.repeat(np.arange(8), 10).tolist()
-    ours, theirs = (np.repeat(g.random((3, 8)), 10, 1)+.01*g.standard_normal((3, 80)) for _ in range(2))
+    ours, theirs = (np.repeat(g.random(8), 10)+.01*g.standard_normal((3, 80)) for _ in range(2))
     def row(**kw): return next(o for o in summarise(rows_of(ours, "mhex-chosen", **kw)+rows_of(theirs, "layercam", **kw)) if o["method"] == "layercam")
     lone, tiles = row(), row(groups=which)
     means = (theirs-ours).mean(0).reshape(8, 10).mean(1)
@@ -291,6 +291,19 @@ def test_ranks_by_hand():
     assert mean_ranks(summarise(rows), "insertion", "self") is None and mean_ranks(summarise(rows[:3]), "deletion", "self") is None
     rows.append(made([.1], plan="b", seed=1, method="mhex", network="mhex"))
     assert mean_ranks(summarise(rows), "deletion", "self") is None, "no two methods are in every block"
+
+
+def test_two_networks_that_judge_themselves_are_ranked_by_what_they_gain():
+    "A network that loses its confidence to noise does not lift its maps: rank, mark and pair say the same"
+    def cells(s, judge): return [made([v+.01*s], seed=s, network=k, method=m, judge=judge) for k, m, v in (("mhex", "mhex-exact", .1), ("mhex", "random", .2), ("plain", "layercam", .5), ("plain", "gradcam", .85), ("plain", "random", .9))]
+    found = summarise([r for s in range(3) for r in cells(s, "self")])
+    r = mean_ranks(found, "deletion", "self")
+    assert dict(zip(r["names"], r["ranks"])) == {"LayerCAM": 1, "MHEX, exact": 2, "Grad-CAM": 3, "control: noise": 4} and r["label"].startswith("gain over noise")
+    assert next(o for o in found if o["method"] == "layercam")["difference"] < 0
+    marked = [t["method"] for t in score_table(found, "p", "self") for v in t.values() if str(v).startswith("▲")]
+    assert marked == ["MHEX, exact", "LayerCAM"]
+    one = summarise([r for s in range(3) for r in cells(s, "independent")])
+    assert mean_ranks(one, "deletion", "independent")["ranks"][0] == 1 and [t["method"] for t in score_table(one, "p", "independent") for v in t.values() if str(v).startswith("▲")] == ["MHEX, exact"]
 
 
 def test_never_over_maskings():
