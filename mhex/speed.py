@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/speed.html.md"""
 # %% auto #0
 __all__ = ['judges', 'metric_speed', 'speed_table']
 
-# %% ../nbs/51_speed.ipynb #b0754753
+# %% ../nbs/51_speed.ipynb #d5020040
 import statistics
 import time
 from contextlib import nullcontext
@@ -21,14 +21,14 @@ from tqdm.auto import tqdm
 
 from .bench import versions
 from .explainers.base import library
-from .faithfulness import adp, deletion, deletion_curve, insertion, pic
+from .faithfulness import adp, deletion, deletion_curve, drop_and_increase, insertion
 from .files import output_folder, save_rows
 from .imputation import road
 from .pretrained import create_backbone
 from .saliency import normalize_maps
 from .scoring import predictor
 
-# %% ../nbs/51_speed.ipynb #88518ae6
+# %% ../nbs/51_speed.ipynb #a2768cfa
 def judges()->dict: # Name -> function of the side in px: a network
     "Judges from nearly free to a real network, one channel, 5 classes"
     def small(px): return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
@@ -83,8 +83,8 @@ def _pairs(net, x, maps, steps, chunk_size):
         m,soft,ts,given = getattr(lib, cls)(),_Softmax(net),[targets.ClassifierOutputTarget(int(c)) for c in t],maps.numpy()
         return lambda: m(x, given, ts, soft)
     def road_gradcam(): return lambda: road(predict, x, maps, t, **kw),gradcam("road", "ROADMostRelevantFirstAverage"),lambda a,o: None,b*10
-    def drops(): return (lambda: (adp(predict, x, maps, t, **kw).mean(), pic(predict, x, maps, t, **kw).mean()), torchcam("ClassificationMetric"),
-        lambda a,o: max(abs(a[0].item()-o["avg_drop"]), abs(a[1].item()-o["conf_increase"])), b*4)
+    def drops(): return (lambda: [v.mean() for v in drop_and_increase(predict, x, maps, t, masking="zero", **kw)], torchcam("ClassificationMetric"),
+        lambda a,o: max(abs(a[0].item()-o["avg_drop"]), abs(a[1].item()-o["conf_increase"])), b*2)
     def drop(): return lambda: adp(predict, x, maps, t, **kw),gradcam("cam_mult_image", "DropInConfidence"),lambda a,o: (a*p-torch.from_numpy(o)).abs().max().item(),b*2
     return {"deletion and insertion":("TorchCAM",both), "deletion curve":("Quantus",curve), "deletion area":("Quantus, its default",area), "ROAD":("Quantus",road_quantus), "ROAD's images":("pytorch-grad-cam",road_gradcam),
             "drop and increase":("TorchCAM",drops), "drop":("pytorch-grad-cam",drop)}
