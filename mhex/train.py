@@ -47,7 +47,7 @@ from .splits import OrderedDL
 from .textdata import TextBatch, TextData, TextDL
 from .transformer import check_batch, check_tokenizer, token_limit
 
-# %% ../nbs/31_train.ipynb #4b725bee
+# %% ../nbs/31_train.ipynb #7ef9e371
 @dataclass(frozen=True)
 class Recipe:
     "A named way to train"
@@ -98,7 +98,7 @@ recipes = {r.name:r for r in [
     Recipe("minilm-agnews", "adamw", lr=6e-5, head_lr=16.6667, wd=.01, schedule="one-cycle", clip=1., epochs=1, bs=32, max_length=64, pretrained=True),
     Recipe("scratch-text", "adamw", lr=2e-3, wd=.01, schedule="one-cycle", clip=1., epochs=6, min_steps=200, bs=32, max_length=64),
     Recipe("quick", "adamw", lr=3e-3, wd=.01, schedule="one-cycle", epochs=6, min_steps=240, bs=64, augment="shift", backbone_kw={"resnet18_28": dict(width=16)}),
-    Recipe("surface", "adamw", lr=2e-3, wd=.05, schedule="one-cycle", epochs=1, min_steps=1000, bs=32, augment="crop-flip", attach=dict(pool="softmax"), early=.1, backbone_kw={"resnet18_28": dict(width=16, stem_stride=2)})]}
+    Recipe("surface", "adamw", lr=2e-3, wd=.05, schedule="one-cycle", epochs=1, min_steps=1000, bs=32, size=96, augment="crop-flip", attach=dict(pool="softmax"), early=.1, backbone_kw={"resnet18_28": dict(width=16, stem_stride=2, contrast=8.)})]}
 recipes["quick-evidence"] = replace(recipes["quick"], name="quick-evidence", attach=dict(pool="softmax"))
 recipes["quick-contrast"] = replace(recipes["quick-evidence"], name="quick-contrast", backbone_kw={"resnet18_28": dict(width=16, contrast=4., beside=True)})
 recipes["quick-gentle"] = replace(recipes["quick-evidence"], name="quick-gentle", early=.1)
