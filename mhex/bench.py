@@ -178,7 +178,7 @@ def versions(
         except metadata.PackageNotFoundError: return None
     return {n:v for n in names if (v:=version(n)) is not None}
 
-# %% ../nbs/50_bench.ipynb #8e2f4524
+# %% ../nbs/50_bench.ipynb #2a83c676
 def _row(ratios, **facts):
     q = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios)>1 else [ratios[0]]*3
     return dict(**facts, ratio=round(q[1], 3), q25=round(q[0], 3), q75=round(q[2], 3), rounds=len(ratios))
@@ -229,7 +229,7 @@ def latency(
     rounds:int=30,      # Pairs for each method at batch 1; a sixth for batches and training steps, a tenth for Integrated Gradients (batch 1 only)
     threads:int|None=None, # Of PyTorch; None: as it is
     peers:bool=True,    # Other libraries too, as far as they are installed
-    out=None,           # A file for the rows, JSON lines
+    out=None,           # A file for the rows, JSON lines; written anew after each network and batch
     training:bool=True, # Training steps too, for the networks in `TRAINING`
     progress:bool=True, # Show progress bars
 )->list:                # Of dicts: model, size, unit, k, batch, method, ratio, q25, q75, rounds, threads, versions; where a peer is missing: missing=reason
@@ -237,6 +237,9 @@ def latency(
     models,batches = _check(models, batches, rounds, threads)
     if out is not None: output_folder(Path(out).absolute().parent)
     rows,found,few = [],versions(*_LIBRARIES),min(rounds, max(5, rounds//6))
+    def add(new):
+        rows.extend(new)
+        if out is not None: save_rows(rows, out)
     large = torch.empty(7_500_000) # 30 MB, see "How it is measured"
     del large
     with _threads(threads) as n_threads, torch.random.fork_rng(devices=[]):
@@ -244,9 +247,8 @@ def latency(
         for name in models:
             net,size,batch = _network(name)
             facts = dict(model=name, size=size, unit="tokens" if name in TEXTS else "px", k=CLASSES, threads=n_threads, versions=found)
-            for b in batches: rows += _measure(net, batch(b), rounds if b==1 else few, peers, facts, progress)
-            if training and name in TRAINING: rows += _measure_training(net, batch(TRAINING[name]), few, facts, progress)
-    if out is not None: save_rows(rows, out)
+            for b in batches: add(_measure(net, batch(b), rounds if b==1 else few, peers, facts, progress))
+            if training and name in TRAINING: add(_measure_training(net, batch(TRAINING[name]), few, facts, progress))
     return rows
 
 # %% ../nbs/50_bench.ipynb #74846432

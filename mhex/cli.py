@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .errors import said
 
-# %% ../nbs/60_cli.ipynb #6554c13b
+# %% ../nbs/60_cli.ipynb #6487fc0b
 _TEXTS = ("agnews","ag_news","sst")
 
 def is_text_data(
@@ -209,7 +209,7 @@ def bench_metrics_command(
     "Time the metrics against other libraries' on the same maps"
     speed = import_module("mhex.speed")
     if a.read: rows = import_module("mhex.files").load_rows(a.read)
-    else: rows = speed.metric_speed(n=a.images, size=a.size, which=a.judges, rounds=a.rounds, out=a.out, progress=sys.stderr.isatty())
+    else: rows = speed.metric_speed(n=a.images, size=a.size, steps=a.steps, which=a.judges, rounds=a.rounds, out=a.out, progress=sys.stderr.isatty())
     print(speed.speed_table(rows))
 
 _PACKAGES = dict(torch="torch", torchvision="torchvision", fastai="fastai", timm="timm", medmnist="medmnist", torchcam="torchcam", **{"scikit-learn":"scikit-learn",
@@ -288,7 +288,7 @@ def tutorials_command(
     print(f"{len(new)} of {len(found)} files written to {a.folder}, the others were there already" if len(new)<len(found) else f"{len(new)} files written to {a.folder}")
     print(f"next: {lab}jupyter lab {shlex.quote(str(a.folder))}")
 
-# %% ../nbs/60_cli.ipynb #49d0d473
+# %% ../nbs/60_cli.ipynb #69e128ad
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Room for the names of commands, which stand two columns further in than argparse counts"
     def add_argument(self, action):
@@ -347,7 +347,7 @@ def _bench_options(sub):
     p.add_argument("--methods", nargs="+", metavar="NAME", help="explainers, mhex-KIND, mhex-chosen (default: MHEX's own and their usual peers); controls are always added")
     p.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics, also SAD, EAD, ROAD, AP, EBPG, deletion-mean, ... (default: drops, curves, ROAD, and agreement where there are masks)")
     p.add_argument("--seeds", type=_whole(1), default=3, metavar="N", help="networks trained from seeds 0 to N-1 (default 3)")
-    p.add_argument("--images", type=_whole(2), default=100, metavar="N", help="test images or texts that a judge scores; agreement with masks takes up to 200 (default 100)")
+    p.add_argument("--images", type=_whole(2), default=100, metavar="N", help="test images or texts that a judge scores; agreement with masks takes at least 200, where there are as many (default 100)")
     p.add_argument("--all-images", action="store_true", help="the whole test split")
     p.add_argument("--judge", nargs="+", choices=["self","independent"], default=["self","independent"], help="who scores masked inputs: the explained network, one trained apart from it (default both)")
     p.add_argument("--peers-on", nargs="+", choices=["plain","mhex"], default=["plain"], help="which networks peers and controls explain (default plain)")
@@ -367,9 +367,10 @@ def _bench_options(sub):
     p.add_argument("folder", metavar="FOLDER", help="what `mhex bench faithfulness --out` filled, or a .jsonl file of its rows or summaries")
     p.add_argument("--reference", metavar="NAME", help="method that the others are held against (default mhex-chosen)")
     p.add_argument("--out", help="folder for the report (default: report, in FOLDER)")
-    p = _command(which, "metrics", bench_metrics_command, ["mhex bench metrics", "mhex bench metrics --images 64 --rounds 1", "mhex bench metrics --read rows.jsonl"])
+    p = _command(which, "metrics", bench_metrics_command, ["mhex bench metrics", "mhex bench metrics --images 64 --rounds 1", "mhex bench metrics --size 32 --steps 64", "mhex bench metrics --read rows.jsonl"])
     p.add_argument("--images", type=_whole(1), default=256, metavar="N", help="images (default 256)")
     p.add_argument("--size", type=_whole(1), default=28, help="side of the images, px (default 28)")
+    p.add_argument("--steps", type=_whole(1), default=49, metavar="N", help="steps of curves; must divide the number of pixels (default 49)")
     p.add_argument("--judges", nargs="+", metavar="NAME", help="linear, 'two convolutions', 'resnet18_28, width 8' (default all)")
     p.add_argument("--rounds", type=_whole(1), default=3, help="times each (default 3)")
     p.add_argument("--out", help="file for the rows, JSON lines")
@@ -427,8 +428,9 @@ def main(
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning) # fastai's own, at import
     try: a.command(a)
     except KeyboardInterrupt:
-        again = {train_command:"; the same command with --resume goes on where it stopped, in ", bench_faithfulness_command:"; the same command goes on where it stopped, in "}.get(a.command)
-        print("mhex: interrupted"+(f"{again}{a.out}" if again else ""), file=sys.stderr)
+        kept = "; complete measurements are in "
+        again = {train_command:"; the same command with --resume goes on where it stopped, in ", bench_faithfulness_command:"; the same command goes on where it stopped, in ", bench_command:kept, bench_metrics_command:kept}.get(a.command)
+        print("mhex: interrupted"+(f"{again}{a.out}" if again and a.out and Path(a.out).exists() else ""), file=sys.stderr)
         return 130
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as e:
         if a.debug or os.environ.get("MHEX_DEBUG"): raise

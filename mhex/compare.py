@@ -6,15 +6,17 @@ Docs: https://example.org/mhex/docs/compare.html.md"""
 
 # %% auto #0
 __all__ = ['CONTROLS', 'MASK_CONTROLS', 'TEXT_CONTROLS', 'METHODS', 'TEXT_METHODS', 'SETTINGS', 'IMAGE_METRICS', 'MASK_METRICS',
-           'TEXT_METRICS', 'SHORT', 'SETTINGS_FILE', 'AGREEMENT', 'JUDGES', 'method_names', 'is_own', 'candidates',
-           'method_maps', 'unit_maps', 'Part', 'take_part', 'score', 'read_rows', 'processes', 'Bench', 'faithfulness']
+           'TEXT_METRICS', 'SHORT', 'SETTINGS_FILE', 'LOCK_FILE', 'AGREEMENT', 'CHUNK', 'JUDGES', 'method_names',
+           'is_own', 'candidates', 'method_maps', 'unit_maps', 'Part', 'take_part', 'score', 'read_rows', 'processes',
+           'Bench', 'faithfulness']
 
-# %% ../nbs/53_compare.ipynb #eb14e917
+# %% ../nbs/53_compare.ipynb #acdb4204
 import json
 import math
 import os
-
 import time
+import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -32,7 +34,7 @@ from .explainers.gradient import gauss_blur
 from .files import load_rows, output_folder, save_rows, whole_file
 from .hooks import evaluating
 from .metrics import metric_named, metrics, predictor
-from .nets import Plan, load_plan, make_plan, network, versions
+from .nets import Plan, _differs, load_plan, make_plan, network, versions
 from .saliency import explain, map_kinds, normalize_maps
 
 # %% ../nbs/53_compare.ipynb #58e77c49
@@ -68,7 +70,7 @@ def candidates(
     found = [{"kind":k, "blocks":b} for b in (None,first,last,quarter,[0],[n-1]) for k in kinds if b is None or k!="exact" or texts]
     return found[:max(n, 2)]
 
-# %% ../nbs/53_compare.ipynb #32c208c4
+# %% ../nbs/53_compare.ipynb #c0f7f5a3
 def _dark(x):
     "How dark each pixel is against its surroundings: widths of 0.7 and 4 px at 28 px, in proportion at other sizes"
     s = x.shape[-1]/28
@@ -88,7 +90,7 @@ def method_maps(
     target,           # Class of each sample, `b`
     settings=None,    # One of `candidates`
     seed:int=0,       # Of methods that draw
-    chunk_size:int=64,# Samples at a time
+    chunk_size:int=64,# Samples at a time; those that share a chunk share a draw
 ):                    # `b h w`, or `b n`: raw
     "Maps of a method"
     settings,out = settings or {},[]
@@ -186,8 +188,8 @@ def _known_metrics(texts):
     known = [n for n,f in metrics(data="tokens" if texts else "images").items() if f.facts.takes in ("masks","predict")]
     return f"for {'texts' if texts else 'images'} there are {', '.join(sorted(known))}"
 
-# %% ../nbs/53_compare.ipynb #2eeee67f
-SETTINGS_FILE = "bench.json"
+# %% ../nbs/53_compare.ipynb #e7c9fca3
+SETTINGS_FILE,LOCK_FILE = "bench.json","bench.lock"
 
 def _key(r): return "/".join(str(r[k]) for k in ("plan","seed","network","method","metric","judge"))
 
@@ -220,14 +222,30 @@ def _agree(folder, plans, facts):
     "Write the settings of these plans, or refuse other ones"
     path = Path(folder)/SETTINGS_FILE
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"schema":1, "plans":{}}
+    def check(whose, old, here):
+        if said := _differs(old, here): raise ValueError(f"{str(folder)!r} holds rows of {whose} that were made otherwise ({said}); use the same settings, or another folder")
+    check("methods", there.setdefault("method_settings", SETTINGS), SETTINGS) # a folder from before they were written down has those of today
     for p in plans:
         here = json.loads(json.dumps({**facts, "plan":p.facts()}))
-        old = there["plans"].setdefault(p.name, here)
-        if old!=here:
-            flat = [{**{k:v for k,v in o.items() if k!="plan"}, **o["plan"]} for o in (old,here)]
-            said = "; ".join(f"{k} {flat[0].get(k)!r}, here {flat[1].get(k)!r}" for k in {**flat[0],**flat[1]} if flat[0].get(k)!=flat[1].get(k))
-            raise ValueError(f"{str(folder)!r} holds rows of {p.name} that were made otherwise ({said}); use the same settings, or another folder")
+        check(p.name, *({**o, "plan":None, **o["plan"]} for o in (there["plans"].setdefault(p.name, here),here)))
     return path,there
+
+def _lock(file):
+    "Take the system's lock on an open file, or raise OSError"
+    try: fcntl = import_module("fcntl")
+    except ImportError: # Windows
+        msvcrt = import_module("msvcrt")
+        return msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+
+@contextmanager
+def _locked(folder):
+    "The folder for this run alone; a run that is killed leaves no lock"
+    with (Path(folder)/LOCK_FILE).open("ab") as f:
+        try: _lock(f)
+        except (BlockingIOError,PermissionError) as e: raise RuntimeError(f"another run is filling the folder {str(folder)!r}: wait until it ends, or choose another folder for this one") from e
+        except OSError as e: warnings.warn(f"the folder {str(folder)!r} cannot be locked ({e.strerror}): start no second run on it", stacklevel=4)
+        yield
 
 # %% ../nbs/53_compare.ipynb #5e96c464
 class _Alone:
@@ -240,8 +258,9 @@ def processes():
     try: return import_module("accelerate").PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30)) # a process may wait for another's training
     except ImportError as e: raise ImportError("several processes were started, and the package accelerate is not installed: pip install accelerate, or pip install \"mhex[dev]\"") from e
 
-# %% ../nbs/53_compare.ipynb #5e6ab3e6
-AGREEMENT = 200 # samples for agreement with masks, at most: it needs no judge and costs little
+# %% ../nbs/53_compare.ipynb #c7316805
+AGREEMENT = 200 # samples for agreement with masks, at least: it needs no judge and costs little
+CHUNK = 64 # samples that are mapped at a time
 
 class Bench:
     "Networks and samples of one plan and seed, and the cells that are made of them"
@@ -256,8 +275,9 @@ class Bench:
         root=None,      # Where the data are
         device=None,    # None: the GPU where there is one
         progress=False, # Show progress bars
+        agreement=True, # Whether some cell needs no judge, so that more samples are mapped
     ):
-        self.plan,self.folder,self.seed,self.images,self.choose,self.steps,self.root,self.device,self.progress = plan,folder,seed,images,choose,steps,root,device,progress
+        self.plan,self.folder,self.seed,self.images,self.choose,self.steps,self.root,self.device,self.progress,self.agreement = plan,folder,seed,images,choose,steps,root,device,progress,agreement
         self.data,self.nets,self.parts,self.targets,self.predicts = load_plan(plan, root) if data is None else data,{},{},{},{}
 
     def net(self,
@@ -274,9 +294,16 @@ class Bench:
         if split not in self.parts:
             kind = next(iter(self.nets), "plain")
             device = next(self.net(kind).model.parameters()).device
-            n = self.asked(split)
-            self.parts[split] = take_part(self.net(kind).data, split, None if n is None else max(n, AGREEMENT), device)
+            self.parts[split] = take_part(self.net(kind).data, split, self.mapped(split), device)
         return self.parts[split]
+
+    def mapped(self,
+        split:str, # "valid" or "test"
+    ):
+        "How many of them are mapped: whole chunks, so that what a method draws for a sample does not depend on how many others there are"
+        n = self.asked(split)
+        if n is None: return None
+        return max(n, AGREEMENT) if self.agreement else min(max(n, AGREEMENT), -(-n//CHUNK)*CHUNK)
 
     def asked(self,
         split:str, # "valid" or "test"
@@ -306,7 +333,7 @@ class Bench:
         if own not in self.predicts: self.predicts[own] = predictor(self.net(own).model, multi_label=getattr(self.data, "multi_label", False), preprocess=self.data.preprocess)
         return self.predicts[own]
 
-    def maps(self, method, kind, split, settings): return method_maps(method, self.net(kind).model, self.part(split).x, self.target(kind, split), settings, self.seed)
+    def maps(self, method, kind, split, settings): return method_maps(method, self.net(kind).model, self.part(split).x, self.target(kind, split), settings, self.seed, CHUNK)
 
     def _score(self, metric, maps, kind, split, judge):
         "Agreement on every sample, what asks a judge on the first ones"
@@ -359,7 +386,7 @@ class Bench:
         if scores is not None: row |= dict(chosen=choice, choice_scores=scores)
         elif choice: row["settings"] = choice
         if (groups := self.part("test").groups) is not None: row["groups"] = groups[:len(v)]
-        return {**row, "value":round(v.nanmean().item(), 6)+0., "n":int((~v.isnan()).sum()), "values":[None if math.isnan(o) else round(o, 4) for o in v.tolist()],
+        return {**row, "value":round(v.nanmean().item(), 6)+0., "n":int((~v.isnan()).sum()), "values":[None if math.isnan(o) else round(o, 8) for o in v.tolist()], # fewer digits would make ties
                 **{k:round(o, 3) for k,o in more.items()}, "versions":versions("mhex","torch")}
 
 def _reason(e): return f"{type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}"
@@ -370,7 +397,7 @@ def _prediction_rows(plan, net):
     return [dict(plan=plan.name, data=plan.data, recipe=plan.recipe, split="test", seed=f["seed"], network=f["kind"], method="prediction", metric=m, judge=None, better="higher",
                  value=f["test"][m], valid=f["valid"][m], n=f["test"]["n"], seconds=f["seconds"], versions=f["versions"]) for m in ("accuracy","auc") if not math.isnan(f["test"][m])]
 
-# %% ../nbs/53_compare.ipynb #31ae5a46
+# %% ../nbs/53_compare.ipynb #a692f2ee
 JUDGES = ("self","independent")
 
 def _names(given, what, known):
@@ -394,12 +421,19 @@ def _cells(plan, data, methods, metrics_, judges, peers_on):
     others = [k for k in dict.fromkeys(kind for kind,*_ in out) if k!=main and own and plan.mode!="probe"] # in probe mode both networks predict the same
     return [*out,*((main,m,pairs) for m in controls),*((k,m,own) for k in others for m in controls)]
 
+def _plans(given):
+    "Each plan once; rows and networks are told apart by its name"
+    named = {}
+    for p in given:
+        if said := _differs(named.setdefault(p.name, p).facts(), p.facts()): raise ValueError(f"two plans are called {p.name} and differ ({said}); run them one after the other, into folders of their own")
+    return list(named.values())
+
 def faithfulness(
     data,                     # Names of data sets, or `Plan`s
     methods=None,             # Names, see `method_names()`; None: `METHODS`, for texts `TEXT_METHODS`. Controls are added
     metrics=None,             # Names, see `mhex.metrics`; None: drops, curves, ROAD, and agreement where there are masks
     seeds:int=3,              # Seeds 0 to seeds-1
-    images:int|None=100,      # Images or texts of the test split that a judge scores; agreement takes up to 200. None: all
+    images:int|None=100,      # Images or texts of the test split that a judge scores; agreement takes at least 200. None: all
     judges=JUDGES,            # "self", "independent"
     peers_on=("plain",),      # Networks that other methods explain: "plain", "mhex"
     out="mhex-bench",         # Folder for rows and networks
@@ -417,35 +451,42 @@ def faithfulness(
     for name,v in (("seeds",seeds),("choose",choose),("steps",steps)): _count(name, v)
     if images is not None: _count("images", images, 2)
     if not data: raise ValueError("data is empty; name some, e.g. digits")
-    plans = [p if isinstance(p, Plan) else make_plan(p, **plan_settings) for p in data]
+    plans = _plans(p if isinstance(p, Plan) else make_plan(p, **plan_settings) for p in data)
     if metrics is not None:
         for p in plans: _check_metrics(metrics:=[metrics] if isinstance(metrics, str) else list(metrics), p.is_text)
     loaded = {p.name:load_plan(p, root) for p in plans} # what is missing is said before anything is trained
     state,out = processes(),output_folder(out)
-    path,settings = _agree(out, plans, dict(images=images, choose=choose, steps=steps, split="test", target="predicted"))
-    if state.process_index==0:
-        with whole_file(path) as tmp: tmp.write_text(json.dumps(settings, indent=1)+"\n", encoding="utf-8")
     work = {p.name:_cells(p, loaded[p.name], methods, metrics, judges, peers_on) for p in plans}
-    def bench(p, s): return Bench(p, out, s, images, choose, steps, loaded[p.name], root, device, progress)
-    _train(state, out, plans, work, seeds, judges, bench)
-    return _compare(state, out, plans, work, seeds, bench, progress)
+    agreement = {name:any(j is None for *_,pairs in cells for _,j in pairs) for name,cells in work.items()}
+    def bench(p, s): return Bench(p, out, s, images, choose, steps, loaded[p.name], root, device, progress, agreement[p.name])
+    with _locked(out) if state.process_index==0 else nullcontext():
+        state.wait_for_everyone() # for the lock
+        path,settings = _agree(out, plans, dict(images=images, choose=choose, steps=steps, split="test", target="predicted"))
+        if state.process_index==0:
+            with whole_file(path) as tmp: tmp.write_text(json.dumps(settings, indent=1)+"\n", encoding="utf-8")
+        _train(state, out, plans, seeds, judges, bench)
+        return _compare(state, out, plans, work, seeds, bench, progress)
 
-def _train(state, out, plans, work, seeds, judges, bench):
-    "Every network that is needed, dealt out to the processes"
-    nets = [(p,s,k) for p in plans for s in range(seeds) for k in ("mhex","plain")]+[(p,0,"judge") for p in plans if "independent" in judges]
-    for p,s,k in nets[state.process_index::state.num_processes]:
-        net = bench(p, s).net(k)
-        if k=="judge": continue
-        file = _File(out, f"{p.name}-{s}", state.process_index)
-        for r in _prediction_rows(p, net):
-            if file.rows.get(_key(r))!=r: file.add(r)
-    state.wait_for_everyone()
+def _train(state, out, plans, seeds, judges, bench):
+    "Every network that is needed, dealt out to the processes: first those that stand alone, each by one process for all plans that share it, then heads on a twin"
+    alone,heads = {},{}
+    for p,s,k in [(p,s,k) for p in plans for s in range(seeds) for k in ("mhex","plain")]+[(p,0,"judge") for p in plans if "independent" in judges]:
+        (heads if p.of_twin and k=="mhex" else alone).setdefault(p.network_name(k, s), []).append((p,s,k))
+    for nets in (alone,heads):
+        for p,s,k in sum(list(nets.values())[state.process_index::state.num_processes], []):
+            net = bench(p, s).net(k)
+            if k=="judge": continue
+            file = _File(out, f"{p.name}-{s}", state.process_index)
+            for r in _prediction_rows(p, net):
+                if file.rows.get(_key(r))!=r: file.add(r)
+        state.wait_for_everyone()
 
 def _compare(state, out, plans, work, seeds, bench, progress):
     have = {_key(r) for r in read_rows(out) if "missing" not in r}
     def key(p, s, kind, m, c): return "/".join(map(str, (p.name,s,kind,m,*c)))
     units = [(p,s,kind,m,[c for c in pairs if key(p, s, kind, m, c) not in have]) for p in plans for s in range(seeds) for kind,m,pairs in work[p.name]]
     units = [u for u in units if u[4]][state.process_index::state.num_processes]
+    state.wait_for_everyone() # all have dealt out the same cells before the first row is written
     with tqdm(total=sum(len(u[4]) for u in units), unit="cell", disable=not progress) as bar:
         now,b = None,None
         for p,s,kind,m,cells in units:

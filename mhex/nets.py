@@ -31,7 +31,7 @@ from .pretrained import check_weights, create_backbone, read_weights
 from .textdata import TextData, load_text, text_names
 from .train import CHECKPOINT, evaluate, fit_recipe, get_recipe, mhex_learner
 
-# %% ../nbs/52_nets.ipynb #0c4d2727
+# %% ../nbs/52_nets.ipynb #4d0122e6
 JUDGE_SEED = 1000
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class Plan:
 
     @property
     def name(self): return f"{slug(self.data)}-{self.recipe}"+"-probe"*self.of_twin
+
+    def of(self,
+        kind:str, # "mhex", "plain" or "judge"
+    ):
+        "The plan that such a network is trained by: the twin and the judge of a probe are those of the trained plan"
+        return replace(self, mode="train") if self.of_twin and kind!="mhex" else self
+
+    def network_name(self,
+        kind:str,   # "mhex", "plain" or "judge"
+        seed:int=0, # Of the training; the judge has its own
+    ):
+        "What a network's folder is called; plans that share a network call it the same"
+        return f"{self.of(kind).name}-{kind}"+("" if kind=="judge" else f"-{seed}")
 
     def facts(self):
         "As plain JSON; what is not set is left out"
@@ -103,7 +116,7 @@ def load_plan(
     data = load_text(plan.data, root=root) if plan.is_text else load_data(plan.data, size=plan.size, root=root)
     return data if plan.rows is None else data.subset(train=plan.rows)
 
-# %% ../nbs/52_nets.ipynb #a562286d
+# %% ../nbs/52_nets.ipynb #0c310d8c
 KINDS = ("mhex","plain","judge")
 WEIGHTS,FACTS = "network.safetensors","network.json"
 
@@ -167,8 +180,7 @@ def network(
 )->Net:
     "A network of the plan: read if it was trained before, trained and kept otherwise"
     if kind not in KINDS: raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    if plan.of_twin and kind!="mhex": plan = replace(plan, mode="train") # the twin, and the judge, are those of the trained plan
-    name = f"{plan.name}-{kind}"+("" if kind=="judge" else f"-{seed}")
+    plan,name = plan.of(kind),plan.network_name(kind, seed)
     d,data = output_folder(Path(folder)/"networks"/name),load_plan(plan, root) if data is None else data
     twin = network(plan, folder, "plain", seed, data, root, device, progress).model if plan.of_twin and not (d/FACTS).is_file() else None # only training needs it
     with _on_its_own(): return _network(plan, d, name, kind, seed, data, root, device, progress, twin)
@@ -188,7 +200,7 @@ def _network(plan, d, name, kind, seed, data, root, device, progress, twin):
         if not ready: _fit(learn, d, plan, name, progress)
         scores = {s:{k:round(v, 5) for k,v in evaluate(learn, data, s).items()} for s in ("valid","test")}
         facts = {**own, **scores, "seconds":round(time.perf_counter()-start, 1), "versions":versions("mhex","torch","torchvision","fastai","transformers")}
-        with whole_file(d/WEIGHTS) as weights, whole_file(d/FACTS) as text:
+        with whole_file(d/FACTS) as text, whole_file(d/WEIGHTS) as weights: # the facts say that the network is complete: opened first, they are moved last
             save_file({k:v.contiguous() for k,v in learn.model.state_dict().items()}, weights)
             text.write_text(json.dumps(facts)+"\n", encoding="utf-8")
         shutil.rmtree(d/"run", ignore_errors=True)

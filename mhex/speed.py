@@ -89,7 +89,7 @@ def _pairs(net, x, maps, steps, chunk_size):
     return {"deletion and insertion":("TorchCAM",both), "deletion curve":("Quantus",curve), "deletion area":("Quantus, its default",area), "ROAD":("Quantus",road_quantus), "ROAD's images":("pytorch-grad-cam",road_gradcam),
             "drop and increase":("TorchCAM",drops), "drop":("pytorch-grad-cam",drop)}
 
-# %% ../nbs/51_speed.ipynb #4e9ec22c
+# %% ../nbs/51_speed.ipynb #c8a82d5f
 def _seconds(f):
     start = time.process_time()
     out = f()
@@ -107,31 +107,38 @@ def _row(ours, theirs, difference, images, predict, x, rounds, chunk_size, bar):
         bar.update()
     a,o,j = (statistics.median(v) for v in (own,peer,alone))
     return dict(seconds=round(a, 4), peer_seconds=round(o, 4), judge_seconds=round(j, 4), ratio=round(statistics.median(v/u for u,v in zip(own, peer)), 2),
-                ratio_without_judge=round((o-j)/(a-j), 1) if o>j and a>j else None, difference=out)
+                ratio_without_judge=round((o-j)/(a-j), 1) if o>j and j<=.95*a else None, difference=out)
+
+def _named(given, known, what):
+    "Names out of the known ones; None: all"
+    names,said = list(known) if given is None else [given] if isinstance(given, str) else list(given),f"there are {', '.join(map(repr, known))}"
+    if not names: raise ValueError(f"{what} is empty; {said}")
+    if bad := [n for n in names if n not in known]: raise ValueError(f"{what} names {bad[0]!r}; {said}")
+    return names
 
 @torch.no_grad()
 def metric_speed(
     n:int=256,          # Images
     size:int=28,        # Side, px
-    steps:int=49,       # Of curves
+    steps:int=49,       # Of curves; must divide the number of pixels
     which=None,         # Names of judges, see `judges()`; None: all
     pairs=None,         # Names of pairs, as in the table above; None: all
     rounds:int=3,       # Times each
     chunk_size:int=256, # Images a call of the judge, for ours and theirs
     smooth:bool=True,   # Smooth maps, as saliency is; False: noise
-    out=None,           # A file for the rows, JSON lines
+    out=None,           # A file for the rows, JSON lines; written anew after each row
     progress:bool=True, # Show a progress bar
 )->list:                # Of dicts: metric, peer, judge, seconds, peer_seconds, judge_seconds, ratio, ratio_without_judge, difference; missing=reason where a library is
     "Time the metrics against other libraries' on the same maps, and compare the numbers"
     for what,v in (("n",n),("size",size),("steps",steps),("rounds",rounds),("chunk_size",chunk_size)):
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{what} is {v!r}; expected a whole number >= 1")
-    if (size*size)%steps: raise ValueError(f"steps is {steps}, which does not divide {size*size} pixels: libraries round such steps differently, and their numbers would not compare")
-    known = judges()
-    which = list(known) if which is None else [which] if isinstance(which, str) else list(which)
-    bad = [w for w in which if w not in known]
-    if bad: raise ValueError(f"which names {bad[0]!r}; the judges are {', '.join(map(repr, known))}")
-    if out is not None: output_folder(Path(out).absolute().parent)
-    rows,chunk_size = [],min(chunk_size, n) # a library that takes all images in one batch gets no smaller ones than ours
+    pixels = size*size
+    if pixels%steps:
+        near = min((s for s in range(1, pixels+1) if not pixels%s), key=lambda s: abs(s-steps))
+        raise ValueError(f"steps is {steps}, which does not divide {pixels} pixels: libraries round such steps differently, and their numbers would not compare; take {near}")
+    known,rows = judges(),[]
+    chunk_size = min(chunk_size, n) # a library that takes all images in one batch gets no smaller ones than ours
+    which = _named(which, known, "which")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x = F.interpolate(torch.randn(n,1,max(2, size//4),max(2, size//4)), size=(size,size), mode="bicubic")
@@ -143,23 +150,30 @@ def metric_speed(
             last.weight.mul_(20)
             last.bias.sub_(net(x).mean(0))
     facts = dict(n=n, size=size, steps=steps, threads=torch.get_num_threads(), versions=versions("torch","torchcam","grad-cam","quantus"))
-    todo = [(w,net,name,peer,setup) for w,net in nets.items() for name,(peer,setup) in _pairs(net, x, maps, steps, chunk_size).items() if pairs is None or name in pairs]
-    if not todo: raise ValueError(f"pairs names none of {', '.join(_pairs(next(iter(nets.values())), x, maps, steps, chunk_size))}")
+    todo = [(w,net,name,*there[name]) for w,net in nets.items() for there in [_pairs(net, x, maps, steps, chunk_size)] for name in _named(pairs, there, "pairs")]
+    if out is not None: output_folder(Path(out).absolute().parent)
+    def add(row):
+        rows.append(row)
+        if out is not None: save_rows(rows, out)
     with tqdm(total=rounds*len(todo), desc="metrics", disable=not progress) as bar:
         for w,net,name,peer,setup in todo:
             row = dict(metric=name, peer=peer, judge=w, **facts)
             try: ours,theirs,difference,images = setup()
-            except ImportError as e: rows.append(row|dict(missing=str(e))); continue
-            rows.append(row|_row(ours, theirs, difference, images, predictor(net), x, rounds, chunk_size, bar))
-    if out is not None: save_rows(rows, out)
+            except ImportError as e: add(row|dict(missing=str(e))); continue
+            add(row|_row(ours, theirs, difference, images, predictor(net), x, rounds, chunk_size, bar))
     return rows
 
-# %% ../nbs/51_speed.ipynb #e2aa1334
+# %% ../nbs/51_speed.ipynb #e89325c8
+_TIMES = {"seconds","peer_seconds","judge_seconds","ratio","ratio_without_judge","difference"}
+
 def speed_table(
     rows, # From `metric_speed` or `mhex.files.load_rows`
 )->str:   # Markdown
     "The table of a speed run"
-    if not rows: raise ValueError("rows is empty; it takes what mhex.speed.metric_speed returned")
+    takes = "it takes what mhex.speed.metric_speed returned, or `mhex bench metrics --out` wrote"
+    if not rows: raise ValueError(f"rows is empty; {takes}")
+    for r in rows:
+        if not isinstance(r, dict) or not ({"metric","peer","judge"}|(set() if "missing" in r else _TIMES))<=r.keys(): raise ValueError(f"rows holds something else than times of metrics; {takes}")
     lines = [["metric","peer","judge","ours, s","theirs, s","judge alone, s","times faster","of the metric","largest difference"],["---"]*3+["---:"]*6]
     for r in rows:
         if "missing" in r: lines.append([r["metric"], r["peer"], r["judge"], *["not installed"]*1, *[""]*5]); continue

@@ -58,6 +58,17 @@ def test_nothing_written_when_it_fails(tiny, monkeypatch, tmp_path):
     with pytest.raises(PermissionError, match="choose another"): bench.latency("resnet18_28", out=tmp_path/"a/b/rows.jsonl")
 
 
+def test_interrupted(tiny, monkeypatch, tmp_path):
+    "Ctrl-C keeps the networks and batches that were measured"
+    real = bench._measure
+    def stop(net, x, *a):
+        if len(x) == 2: raise KeyboardInterrupt
+        return real(net, x, *a)
+    monkeypatch.setattr(bench, "_measure", stop)
+    with pytest.raises(KeyboardInterrupt): bench.latency("resnet18_28", batches=(1, 2), rounds=1, peers=False, training=False, progress=False, out=tmp_path/"rows.jsonl")
+    assert {r["batch"] for r in bench.load_rows(tmp_path/"rows.jsonl")} == {1} and [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 @pytest.mark.parametrize("bad", [dict(rounds=0), dict(threads=0), dict(batches=()), dict(batches=(0,)), dict(models=()), dict(models="resnet19"), dict(rounds=True)])
 def test_bad_input(bad):
     with pytest.raises(ValueError): bench.latency(**{**dict(models="resnet18_28", progress=False), **bad})

@@ -1,6 +1,7 @@
 "The comparison of methods: rows, interruption, processes, tables, and what is said when something does not fit."
-import importlib.util, json, math, os, subprocess, sys, warnings
+import importlib.util, json, math, os, subprocess, sys, threading, warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 
@@ -96,13 +97,42 @@ def test_values_by_hand(ran):
 
 
 def test_agreement_takes_more_images(tmp_path):
-    "Without a judge: up to 200 images, controls without a network among them"
+    "Without a judge: at least 200 images, controls without a network among them"
     rows = faithfulness("shapes", methods=["mhex-exact"], metrics=["pointing", "SAD"], seeds=1, judges="self", size=20, images=5, choose=4, out=tmp_path/"o", progress=False, **TINY)
     n = {(r["metric"], r["n"]) for r in rows if r["method"] != "prediction"}
     assert n == {("pointing_game", 200), ("soft_drop", 5)} and {"dark-spot", "local-contrast"} <= {r["method"] for r in rows}
     uniform = next(r for r in rows if (r["method"], r["metric"]) == ("uniform", "pointing_game"))
     data = nets.load_plan(nets.make_plan("shapes", size=20, **TINY))
     assert abs(uniform["value"]-data.test.masks[np.random.default_rng(0).permutation(400)[:200]].float().mean().item()) < 1e-4, "chance is the mean area"
+
+
+def test_only_agreement_maps_more(copy, monkeypatch):
+    "Where every cell has a judge, whole chunks are mapped and no more; what is drawn stays what it was, bit for bit"
+    plan = nets.make_plan("digits", **TINY)
+    few, more = (compare.Bench(plan, copy, images=70, choose=4, agreement=a) for a in (False, True))
+    assert [b.mapped(s) for b in (few, more) for s in ("valid", "test")] == [64, 128, 200, 200]
+    a, b = (o.maps("smoothgrad", "plain", "test", dict(samples=2)) for o in (few, more))
+    assert len(a) == 128 and torch.equal(a[:70], b[:70])
+    assert [compare.Bench(plan, copy, images=n, agreement=False).mapped("test") for n in (195, 300, None)] == [200, 300, None]
+    taken, real = [], compare.take_part
+    monkeypatch.setattr(compare, "take_part", lambda data, split, n, device: taken.append((split, n)) or real(data, split, n, device))
+    faithfulness(out=copy, **{**SMALL, "methods": ["layercam"], "metrics": ["deletion"], "judges": "self"})
+    assert sorted(taken) == [("test", 64), ("valid", 64)]
+
+
+def test_values_keep_their_digits(ran):
+    "Four digits would make ties of what differs"
+    values = [v for r in ran[1] if r["metric"] == "deletion" for v in r.get("values", ())]
+    assert max(abs(v-round(v, 4)) for v in values) > 1e-5 and all(v == round(v, 8) for v in values)
+
+
+def test_one_plan_twice(tmp_path, monkeypatch):
+    "Data named twice is one plan; two plans of one name are refused"
+    monkeypatch.setattr(compare, "_train", lambda *a: None)
+    monkeypatch.setattr(compare, "_compare", lambda state, out, plans, *a: [p.name for p in plans])
+    assert faithfulness(["digits", "digits", nets.make_plan("digits", mode="probe")], out=tmp_path/"o", progress=False) == ["digits-quick-evidence", "digits-quick-evidence-probe"]
+    with pytest.raises(ValueError, match="two plans are called digits-quick-evidence and differ .*rows None, here 64"): faithfulness(["digits", nets.make_plan("digits", rows=64)], out=tmp_path/"new")
+    assert not (tmp_path/"new").exists()
 
 
 # ---- interrupted and resumed
@@ -145,6 +175,57 @@ def test_training_that_was_cut_off(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [nets.FACTS, nets.WEIGHTS]
 
 
+def test_facts_land_last(tmp_path, monkeypatch):
+    "Interrupted between the two files of a network: the facts, which say that it is complete, are not there, and the next call ends it"
+    plan, real, count = nets.make_plan("digits", **TINY), os.replace, [0]
+    def stop(src, dst):
+        count[0] += (mine := Path(dst).name in (nets.WEIGHTS, nets.FACTS))
+        if mine and count[0] == 2: raise KeyboardInterrupt
+        real(src, dst)
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt): nets.network(plan, tmp_path, "plain")
+    assert not list(tmp_path.rglob(nets.FACTS)) and list(tmp_path.rglob(nets.WEIGHTS))
+    assert nets.network(plan, tmp_path, "plain").facts["kind"] == "plain"
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [nets.FACTS, nets.WEIGHTS]
+
+
+def test_settings_of_methods(copy, monkeypatch):
+    "They stand in the folder and are held to; a folder from before that is taken as it is"
+    small = {**SMALL, "methods": ["mhex-exact"], "metrics": ["deletion"], "judges": "self"}
+    rows, path = faithfulness(out=copy, **small), copy/compare.SETTINGS_FILE
+    there = json.loads(path.read_text("utf-8"))
+    assert there.pop("method_settings") == compare.SETTINGS
+    path.write_text(json.dumps(there), "utf-8")
+    assert faithfulness(out=copy, **small) == rows and json.loads(path.read_text("utf-8"))["method_settings"] == compare.SETTINGS
+    monkeypatch.setattr(compare, "SETTINGS", {**compare.SETTINGS, "rise": dict(samples=512)})
+    with pytest.raises(ValueError, match="rise {'samples': 256}, here {'samples': 512}"): faithfulness(out=copy, **small)
+
+
+def test_one_run_a_folder(tmp_path):
+    "A second run is refused while the first one lives, and not after it was killed"
+    pytest.importorskip("fcntl", reason="this test holds the lock as POSIX does")
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(600)"
+    p = subprocess.Popen([sys.executable, "-c", code, str(tmp_path/compare.LOCK_FILE)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline() == "locked\n"
+        with pytest.raises(RuntimeError) as e: faithfulness(out=tmp_path, **SMALL)
+        assert str(tmp_path) in str(e.value) and "choose another folder" in str(e.value) and [o.name for o in tmp_path.iterdir()] == [compare.LOCK_FILE], "nothing was written"
+    finally: p.kill(); p.wait(); p.stdout.close()
+    with compare._locked(tmp_path): pass
+
+
+def test_lock_of_windows(tmp_path, monkeypatch):
+    "Where there is no fcntl, and where a file system has no locks"
+    def locking(fd, mode, n, error=[None, PermissionError(13, "Permission denied"), OSError(37, "No locks available")]):
+        assert (mode, n) == (2, 1)
+        if e := error.pop(0): raise e
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    with compare._locked(tmp_path): pass
+    with pytest.raises(RuntimeError, match="another run"), compare._locked(tmp_path): pass
+    with pytest.warns(UserWarning, match="No locks available"), compare._locked(tmp_path): pass
+
+
 def test_other_settings_are_refused(ran):
     for change, said in ((dict(images=7), "images 6, here 7"), (dict(steps=4), "steps 3, here 4"), (dict(epochs=2), "epochs 1, here 2")):
         with pytest.raises(ValueError, match=said): faithfulness(out=ran[0], **{**SMALL, **change})
@@ -166,6 +247,39 @@ def test_files_merge(ran, tmp_path):
     with pytest.raises(ValueError, match="two rows for"): read_rows(tmp_path)
     put("a-2.jsonl", [{"ratio": 1}])
     with pytest.raises(ValueError, match="something else than rows"): read_rows(tmp_path)
+
+
+def test_networks_are_dealt_out_once(monkeypatch, tmp_path):
+    "A train plan and its probe share twin and judge: one process trains each; heads on the twin are trained when all twins are there"
+    plans, seen = [nets.make_plan("digits"), nets.make_plan("digits", mode="probe")], []
+    monkeypatch.setattr(compare, "_prediction_rows", lambda plan, net: [])
+    for i in range(2):
+        now = [0]
+        state = SimpleNamespace(process_index=i, num_processes=2, wait_for_everyone=lambda: now.__setitem__(0, now[0]+1))
+        compare._train(state, tmp_path, plans, 3, compare.JUDGES, lambda p, s: SimpleNamespace(net=lambda k: seen.append((p.network_name(k, s), p.mode, i, now[0]))))
+        assert now == [2]
+    assert len(seen) == 2*(3*2+1) and {i for _, _, i, _ in seen} == {0, 1}, "every plan has its networks"
+    at = {name: {(i, r) for n, _, i, r in seen if n == name} for name, *_ in seen}
+    assert len(at) == 3*2+1+3 and all(len(v) == 1 for v in at.values()), "each by one process"
+    assert all({r for _, r in v} == {int("probe" in n)} for n, v in at.items())
+
+
+def test_cells_are_dealt_out_before_rows_are_written(monkeypatch, tmp_path):
+    "A process that is slow to read what is there still deals out the same cells as the others"
+    plan, gate, wrote, real, slow = nets.make_plan("digits"), threading.Barrier(2), threading.Event(), compare.read_rows, [True]
+    work = {plan.name: [("plain", m, [("deletion", "self")]) for m in ("gradcam", "layercam", "random", "uniform")]}
+    compare._File(tmp_path, f"{plan.name}-0", 9).add(made([1.], plan=plan.name, method="prediction", metric="accuracy", judge=None))
+    def read(folder):
+        if threading.current_thread().name == "1" and slow and slow.pop(): wrote.wait(2)
+        return real(folder)
+    def cells(m, kind, cells, done): done(made([.5], plan=plan.name, method=m)); wrote.set()
+    monkeypatch.setattr(compare, "read_rows", read)
+    got = {}
+    def go(i): got[i] = compare._compare(SimpleNamespace(process_index=i, num_processes=2, wait_for_everyone=lambda: gate.wait(20)), tmp_path, [plan], work, 1, lambda p, s: SimpleNamespace(cells=cells), False)
+    threads = [threading.Thread(target=go, args=(i,), name=str(i)) for i in range(2)]
+    for t in threads: t.start()
+    for t in threads: t.join(30)
+    assert got[0] == got[1] and {r["method"] for r in got[0]} == {"gradcam", "layercam", "random", "uniform", "prediction"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed: pip install accelerate")
