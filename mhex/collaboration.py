@@ -7,16 +7,16 @@ Docs: https://example.org/mhex/docs/collaboration.html.md"""
 # %% auto #0
 __all__ = ['check_gates', 'collaboration', 'quality_map']
 
-# %% ../nbs/22_collaboration.ipynb #1ff2b946
+# %% ../nbs/22_collaboration.ipynb #530d3d32
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .adapt import MHEX
 from .hooks import evaluating
-from .scoring import check_images, removed
+from .scoring import as_images, removed, whole
 
-# %% ../nbs/22_collaboration.ipynb #6072949a
+# %% ../nbs/22_collaboration.ipynb #22bbddf3
 def _loss(p, y, multi_label): return F.binary_cross_entropy_with_logits(p, y.to(p), reduction="none").mean(1) if multi_label else F.cross_entropy(p, y, reduction="none")
 
 def _check_labels(model, y, p):
@@ -61,12 +61,11 @@ def collaboration(
 )->Tensor:             # `b l-1`: cosines, -1 to 1, one for each block but the last
     "Collaboration gradient of each sample and block"
     check_gates(model)
-    x = check_images(x)
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size<1: raise ValueError(f"chunk_size is {chunk_size!r}; expected a whole number >= 1")
+    x,chunk_size = as_images(x),whole("chunk_size", chunk_size)
     if y is not None and len(y)!=len(x): raise ValueError(f"y has {len(y)} entries, x has {len(x)} images")
     return torch.cat([_collaboration(model, x[i:i+chunk_size], None if y is None else y[i:i+chunk_size]) for i in range(0, len(x), chunk_size)])
 
-# %% ../nbs/22_collaboration.ipynb #dcf5c243
+# %% ../nbs/22_collaboration.ipynb #a99a3ebc
 def quality_map(
     model:MHEX,        # An attached model whose gates work; runs in evaluation mode, left as it was
     x:Tensor,          # Images, normalised, `b c h w`
@@ -77,9 +76,9 @@ def quality_map(
 )->Tensor:             # `b grid grid`: sum of the cosines over blocks, with that cell covered
     "Collaboration with one cell of the image covered, for each cell"
     check_gates(model)
-    x = check_images(x)
+    x,chunk_size,grid = as_images(x),whole("chunk_size", chunk_size),whole("grid", grid)
     (b,_,h,w) = x.shape
-    if isinstance(grid, bool) or not isinstance(grid, int) or not 1<=grid<=min(h,w): raise ValueError(f"grid is {grid!r}; images of {h} x {w} px take 1 to {min(h,w)} cells a side")
+    if grid>min(h,w): raise ValueError(f"grid is {grid!r}; images of {h} x {w} px take 1 to {min(h,w)} cells a side")
     if y is None:
         with torch.no_grad(), evaluating(model): y = torch.cat([_check_labels(model, None, model.record(c)[1][-1].reading.logits) for c in x.split(chunk_size)])
     else: y = torch.as_tensor(y)

@@ -115,7 +115,7 @@ def unit_maps(
     flat = (maps.flatten(1).amax(1)==maps.flatten(1).amin(1)).view(-1,1,1)
     return torch.where(flat, torch.full_like(maps, .5), normalize_maps(maps, "minmax"))
 
-# %% ../nbs/53_compare.ipynb #6dd55c37
+# %% ../nbs/53_compare.ipynb #b5a8c29d
 IMAGE_METRICS = ["soft_drop","hard_drop","effective_drop","deletion","insertion","road"]
 MASK_METRICS = ["pointing_game","energy_pointing_game","average_precision"]
 TEXT_METRICS = ["text_drop","comprehensiveness","sufficiency"]
@@ -172,7 +172,7 @@ def score(
         return f(maps, part.truth[target,torch.arange(len(target))], part.words)
     own = dict(steps=steps, chunk_size=chunk_size, mask_id=part.mask_id)
     kw = {k:v for k,v in own.items() if k in signature(f).parameters}
-    return f(judge, part.x, unit_maps(maps) if part.words is None else maps, target, **kw)
+    return f(judge, part.x, unit_maps(maps) if f.facts.unit_maps else maps, target, **kw)
 
 def _check_metrics(names, texts):
     "Metric names in full, for one kind of data"

@@ -9,20 +9,21 @@ __all__ = ['soft_drop', 'hard_drop', 'area_weight', 'effective_drop', 'average_d
            'drop_and_increase', 'Curve', 'deletion_curve', 'insertion_curve', 'deletion', 'insertion', 'still_target',
            'positive_perturbation', 'negative_perturbation', 'noise', 'infidelity']
 
-# %% ../nbs/16_faithfulness.ipynb #ba85a86e
+# %% ../nbs/16_faithfulness.ipynb #6b176274
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .scoring import (check_images, check_maps, check_predict, check_target, grid_scores, metric, of_target, probabilities, ranks, removed, scores, step_counts)
+from .scoring import (as_images, check_maps, check_predict, check_target, grid_scores, metric, of_target, probabilities, ranks, removed, scores, step_counts,
+                          whole)
 
-# %% ../nbs/16_faithfulness.ipynb #b3ba1454
+# %% ../nbs/16_faithfulness.ipynb #32e6ec0c
 def _start(predict, x, maps, target, chunk_size, unit=False):
     "Everything checked: images, maps, targets and their probability"
     check_predict(predict, chunk_size)
-    x = check_images(x)
+    x = as_images(x)
     maps = check_maps(maps, (len(x), *x.shape[2:]), "images", unit)
     maps = maps.to(x) if unit else maps.to(x.device)
     p = probabilities(predict, x, chunk_size)
@@ -36,7 +37,7 @@ def _blend(predict, x, base, weight, t, chunk_size):
     def make(j): return torch.lerp(x[j], base[j], weight[j,None])
     return scores(predict, make, len(x), chunk_size, lambda p, j: of_target(p, t[j]), x.device)
 
-_DROP = dict(range=(0,1), unit="fraction of the target's probability", category="faithfulness", takes="predict")
+_DROP = dict(range=(0,1), unit="fraction of the target's probability", category="faithfulness", takes="predict", unit_maps=True)
 
 @metric(higher_is_better=True, masking="mean", source="MHEX author's code (SAD)", **_DROP)
 def soft_drop(
@@ -83,7 +84,7 @@ def effective_drop(
     drop = hard_drop(predict, x, maps, target, masking, chunk_size)
     return drop*area_weight((torch.as_tensor(maps)>.2).flatten(1).double().mean(1)).to(drop)
 
-# %% ../nbs/16_faithfulness.ipynb #1c92788f
+# %% ../nbs/16_faithfulness.ipynb #fac879d8
 def _kept(predict, x, maps, target, keep, masking, chunk_size):
     "Probabilities before, and on the image times its map"
     if isinstance(keep, bool) or not 0<keep<=1: raise ValueError(f"keep is {keep!r}; it is the share of pixels that stays, in (0, 1]")
@@ -105,7 +106,7 @@ def average_drop(
     "Share of the confidence that is missing when only what the map marks is left"
     return _lost(*_kept(predict, x, maps, target, keep, masking, chunk_size))
 
-_IC = dict(higher_is_better=True, range=(0,1), unit="fraction of samples", category="faithfulness", takes="predict")
+_IC = dict(higher_is_better=True, range=(0,1), unit="fraction of samples", category="faithfulness", takes="predict", unit_maps=True)
 
 @metric(masking="black", source="Chattopadhay et al. 2018 (Grad-CAM++)", **_IC)
 def increase_in_confidence(
@@ -280,7 +281,7 @@ def negative_perturbation(
     "How long the decision survives the removal of the lowest pixels"
     return _perturbation(predict, x, -torch.as_tensor(maps), target, masking, chunk_size)
 
-# %% ../nbs/16_faithfulness.ipynb #fafda2e1
+# %% ../nbs/16_faithfulness.ipynb #72256c27
 def noise(
     n:int,       # Draws
     shape:tuple, # Of one sample, e.g. (c, h, w)
@@ -302,7 +303,7 @@ def infidelity(
     chunk_size:int=256, # Images a call of `predict`
 )->Tensor:              # `b`: >= 0
     "How badly a map predicts what noise does to the target's probability"
-    if isinstance(n, bool) or not isinstance(n, int) or n<1: raise ValueError(f"n is {n!r}; expected a whole number of draws >= 1")
+    n = whole("n", n)
     if sd<=0: raise ValueError(f"sd is {sd}; the standard deviation of the noise is above 0")
     x,maps,t,p = _start(predict, x, maps, target, chunk_size)
     I = (sd*noise(n, x.shape[1:], seed)).to(x)

@@ -7,16 +7,16 @@ Docs: https://example.org/mhex/docs/imputation.html.md"""
 # %% auto #0
 __all__ = ['PERCENTS', 'impute', 'road', 'road_lerf']
 
-# %% ../nbs/17_imputation.ipynb #3da0b981
+# %% ../nbs/17_imputation.ipynb #3994127b
 import math
 
 import torch
 from torch import Tensor
 
 from .faithfulness import noise, still_target
-from .scoring import check_images, check_maps, check_predict, check_target, metric, probabilities, ranks, scores
+from .scoring import as_images, check_maps, check_predict, check_target, metric, probabilities, ranks, scores, several
 
-# %% ../nbs/17_imputation.ipynb #a6114029
+# %% ../nbs/17_imputation.ipynb #9a3d38b8
 def _line(n, like):
     "`n n`: sums each pixel and its two neighbours with weights 1 2 1"
     one = torch.ones(n, device=like.device, dtype=like.dtype)
@@ -62,7 +62,7 @@ def impute(
     tol:float=1e-5,  # Largest error of an equation, as a fraction of the image's range
 )->Tensor:           # `m c h w`: the images with missing pixels interpolated
     "Fill pixels in from their neighbours: the noisy linear imputation of ROAD, without the noise"
-    x = check_images(x)
+    x = as_images(x)
     if missing.dtype!=torch.bool or tuple(missing.shape)!=(len(x), *x.shape[2:]):
         raise ValueError(f"missing is {missing.dtype} {tuple(missing.shape)}; expected boolean, ({len(x)}, {x.shape[2]}, {x.shape[3]})")
     if missing.flatten(1).all(1).any(): raise ValueError("missing leaves no pixel in some image, so there is nothing to interpolate from")
@@ -73,15 +73,15 @@ def impute(
     v = _conjugate_gradients(_Equations(x, missing), start, tol*spread+8*torch.finfo(x.dtype).eps*x.abs().amax((1,2,3))+torch.finfo(x.dtype).tiny, 20*(x.shape[2]+x.shape[3]))
     return torch.where(known, x, v)
 
-# %% ../nbs/17_imputation.ipynb #27b24977
+# %% ../nbs/17_imputation.ipynb #fd4c3e88
 PERCENTS = (10,20,30,40,50,60,70,80,90)
 
 def _road(predict, x, maps, target, percents, noise_sd, seed, chunk_size):
     "Whether the decision stands, `b s`"
     check_predict(predict, chunk_size)
-    x = check_images(x)
+    percents = several("percents", percents, lambda p: 0<p<100, "numbers between 0 and 100")
+    x = as_images(x)
     maps = check_maps(maps, (len(x), *x.shape[2:]), "images").to(x.device)
-    if not len(percents) or not all(0<p<100 for p in percents): raise ValueError(f"percents is {percents!r}; expected some numbers between 0 and 100")
     t = check_target(target, probabilities(predict, x, chunk_size))
     (b,_,h,w),s = x.shape,len(percents)
     counts,rank = torch.tensor([int(h*w*p/100) for p in percents], device=x.device),ranks(maps.flatten(1), seed)

@@ -8,14 +8,14 @@ Docs: https://example.org/mhex/docs/localisation.html.md"""
 __all__ = ['chance', 'centred_gaussian', 'pointing_game', 'average_precision', 'energy_pointing_game', 'iou', 'random_map',
            'uniform_map', 'edge_map', 'controls']
 
-# %% ../nbs/15_localisation.ipynb #3f56e2ca
+# %% ../nbs/15_localisation.ipynb #0d994d22
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scoring import check_images, check_maps, metric
+from .scoring import as_images, check_maps, metric, whole
 
 # %% ../nbs/15_localisation.ipynb #0c5711d7
 def _check_masks(masks):
@@ -41,18 +41,18 @@ def chance(
     masks = _check_masks(masks).flatten(1)
     return _no_object_is_nan(masks.double().mean(1), masks)
 
-# %% ../nbs/15_localisation.ipynb #4c21d98f
+# %% ../nbs/15_localisation.ipynb #4224409a
 def centred_gaussian(
     size:tuple,      # px, (h, w)
     n:int=1,         # Number of copies
     sigma:float=.25, # Standard deviation as a fraction of the shorter side
 )->Tensor:           # `n h w`: peak 1 at the centre
     "The control that points at the middle of every image"
-    (h,w),s = size,sigma*min(size)
-    y,x = torch.arange(h)-(h-1)/2, torch.arange(w)-(w-1)/2
-    return torch.exp(-(y[:,None]**2+x[None]**2)/(2*s*s)).expand(n,h,w).clone()
+    if not 0<sigma<math.inf: raise ValueError(f"sigma is {sigma!r}; expected a positive fraction of the shorter side")
+    y,x = (torch.exp(-((torch.arange(m)-(m-1)/2)/(sigma*min(size)))**2/2) for m in size)
+    return (y[:,None]*x).repeat(n, 1, 1)
 
-# %% ../nbs/15_localisation.ipynb #80c08dd0
+# %% ../nbs/15_localisation.ipynb #608730dd
 def _dilate(masks, tolerance):
     "Masks grown by a disc of radius `tolerance` px"
     t = torch.arange(-tolerance, tolerance+1, device=masks.device)
@@ -66,9 +66,9 @@ def pointing_game(
     tolerance:int=0, # A maximum this near to the mask counts, px
 )->Tensor:           # `b`: 1 hit, 0 miss, between only where maxima tie; `nan` without an object
     "Whether the maximum of each map lies inside its mask"
-    if tolerance<0 or tolerance!=int(tolerance): raise ValueError(f"tolerance must be a whole number of pixels from 0 up, got {tolerance}")
+    tolerance = whole("tolerance", tolerance, 0)
     m,inside = _check(maps, masks)
-    if tolerance: inside = _dilate(_check_masks(masks).to(m.device), int(tolerance)).flatten(1)
+    if tolerance: inside = _dilate(_check_masks(masks).to(m.device), tolerance).flatten(1)
     top = m==m.amax(1, keepdim=True)
     return _no_object_is_nan((top&inside).double().sum(1)/top.sum(1), _check_masks(masks).flatten(1).to(m.device))
 
@@ -115,14 +115,14 @@ def iou(
     sel = (m>=threshold*top)&(top>0)
     return _no_object_is_nan((sel&inside).double().sum(1)/(sel|inside).double().sum(1).clamp(min=1), inside)
 
-# %% ../nbs/15_localisation.ipynb #e9bb14aa
+# %% ../nbs/15_localisation.ipynb #19722ecb
 def random_map(
     size:tuple,  # px, (h, w)
     n:int=1,     # Number of maps, all different
     seed:int=0,  # Of the noise
 )->Tensor:       # `n h w`, uniform in 0-1
     "The control that knows nothing"
-    return torch.rand(n, *size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(n, *size, generator=torch.Generator().manual_seed(whole("seed", seed, 0)))
 
 def uniform_map(
     size:tuple,  # px, (h, w)
@@ -134,11 +134,12 @@ def uniform_map(
 def edge_map(
     x:Tensor, # Images, `b c h w`
 )->Tensor:    # `b h w`, >= 0
-    "The control that redraws the image: length of the Sobel gradient"
-    x = F.pad(check_images(x).mean(1, keepdim=True), (1,1,1,1), mode="replicate")
+    "The control that redraws the image: length of the Sobel gradient, root of the sum of squares over channels"
+    x = as_images(x)
     smooth,step = x.new_tensor([1.,2.,1.])/4,x.new_tensor([-1.,0.,1.])/2
     kernels = torch.stack([smooth[:,None]*step, step[:,None]*smooth])[:,None]
-    return F.conv2d(x, kernels).norm(dim=1)
+    steps = F.conv2d(F.pad(x, (1,1,1,1), mode="replicate").flatten(0, 1)[:,None], kernels) # `b*c 2 h w`
+    return steps.square().sum(1).view_as(x).sum(1).sqrt()
 
 def controls(
     x:Tensor,   # Images, `b c h w`

@@ -15,7 +15,7 @@ __all__ = ['facts_table', 'bootstrap', 'holm', 'compare', 'MetricFacts', 'Maskin
            'gate_shuffling', 'head_permutation', 'max_sensitivity', 'parameter_randomisation', 'random_label',
            'random_logit', 'randomisation_curve', 'sanity_report', 'spearman', 'ssim']
 
-# %% ../nbs/21_metrics.ipynb #4a755e9b
+# %% ../nbs/21_metrics.ipynb #a6aba40c
 import math
 
 import torch
@@ -29,7 +29,7 @@ from .localisation import (average_precision, centred_gaussian, chance, controls
                                uniform_map)
 from .sanity import (SanityReport, completeness_delta, gate_shuffling, head_permutation, max_sensitivity, parameter_randomisation, random_label,
                          random_logit, randomisation_curve, sanity_report, spearman, ssim)
-from .scoring import MetricFacts, Masking, Predictor, masking, metric, metric_named, metrics, predictor, with_masking
+from .scoring import MetricFacts, Masking, Predictor, masking, metric, metric_named, metrics, predictor, whole, with_masking
 from .token_metrics import comprehensiveness, sufficiency, text_drop, token_average_precision, token_f1
 
 # %% ../nbs/21_metrics.ipynb #b9785356
@@ -54,9 +54,9 @@ def facts_table(
                       f.takes, f.data, f.source])
     return "\n".join("| "+" | ".join(l)+" |" for l in lines)
 
-# %% ../nbs/21_metrics.ipynb #897fcbdc
+# %% ../nbs/21_metrics.ipynb #cd8636e1
 def _values(v, name="values"):
-    v = torch.as_tensor(v).detach().double().cpu()
+    v = torch.as_tensor(v, dtype=torch.double).detach().cpu()
     if v.ndim!=1: raise ValueError(f"{name} has shape {tuple(v.shape)}; expected one value a sample, (b,)")
     return v
 
@@ -68,7 +68,7 @@ def bootstrap(
 )->tuple:              # Mean, lower and upper end
     "Mean of the values and its bootstrap interval"
     if not 0<level<1: raise ValueError(f"level is {level}; expected a fraction in (0, 1)")
-    v = _values(values)
+    v,n = _values(values),whole("n", n)
     v = v[~v.isnan()]
     if not len(v): raise ValueError("values holds no number: every sample is nan")
     g,per = torch.Generator().manual_seed(seed),max(1, 10**7//len(v))
@@ -80,7 +80,7 @@ def holm(
     p, # p-values of a family of tests
 )->list: # Of floats, in the same order
     "p-values corrected for their number by Holm's step-down"
-    p = torch.as_tensor(p).double()
+    p = torch.as_tensor(p, dtype=torch.double)
     order = p.argsort()
     raised = (p[order]*torch.arange(len(p), 0, -1)).cummax(0).values.clamp(max=1)
     return torch.empty_like(p).scatter_(0, order, raised).tolist()
@@ -98,8 +98,10 @@ def compare(
         v = _values(v, name)
         if len(v)!=len(own): raise ValueError(f"{name!r} has {len(v)} values, {reference!r} has {len(own)}: paired samples have to be the same")
         d = (own-v if higher_is_better else v-own)
+        size = max(torch.cat([own,v]).nan_to_num(0., 0., 0.).abs().tolist(), default=0.) or 1.
         d = d[~d.isnan()]
-        p = stats.wilcoxon(d.numpy()).pvalue if (d!=0).any() else 1.
-        rows.append(dict(method=name, difference=d.mean().item() if len(d) else math.nan, wins=((d>0).double()+(d==0)/2).mean().item() if len(d) else math.nan, p=float(p), n=len(d)))
+        s = (d/size).round(decimals=6) # so that rounding of the values neither makes nor breaks a tie
+        p = stats.wilcoxon(s.numpy()).pvalue if (s!=0).any() else 1.
+        rows.append(dict(method=name, difference=d.mean().item() if len(d) else math.nan, wins=((s>0).double()+(s==0)/2).mean().item() if len(d) else math.nan, p=float(p), n=len(d)))
     for r,q in zip(rows, holm([r["p"] for r in rows])): r["p_holm"] = q
     return rows

@@ -9,7 +9,7 @@ __all__ = ['LIMITS', 'spearman', 'ssim', 'layer_groups', 'randomise', 'Cascade',
            'random_logit', 'random_label', 'gate_shuffling', 'head_permutation', 'max_sensitivity',
            'completeness_delta', 'SanityReport', 'sanity_report']
 
-# %% ../nbs/19_sanity.ipynb #03003209
+# %% ../nbs/19_sanity.ipynb #a81c23c9
 import math
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from .adapt import MHEX, unwrap_logits
 from .hooks import evaluating
-from .scoring import check_images, check_maps, check_target, metric
+from .scoring import as_images, check_maps, check_target, metric, whole
 
-# %% ../nbs/19_sanity.ipynb #b9baa8b8
+# %% ../nbs/19_sanity.ipynb #c18cafd6
 def _mean_ranks(m):
     "Ranks of each row, `b n`, equal values sharing their mean rank"
     s,order = m.sort(1)
@@ -52,6 +52,7 @@ def ssim(
 )->Tensor:         # `b`, -1 to 1
     "Structural similarity of the absolute values of two maps, each stretched to 0-1"
     h,w = a.shape[1:]
+    if whole("window", window)%2==0: raise ValueError(f"window is {window}; a square around a pixel has an odd side")
     window = min(window, h-(h+1)%2, w-(w+1)%2)
     b = check_maps(b, tuple(a.shape), "the maps they are compared with")
     def unit(m):
@@ -65,7 +66,7 @@ def ssim(
     c1,c2 = .01**2,.03**2
     return (((2*ma*mb+c1)*(2*vab+c2))/((ma*ma+mb*mb+c1)*(va+vb+c2))).mean((1,2,3)).float()
 
-# %% ../nbs/19_sanity.ipynb #c72ada71
+# %% ../nbs/19_sanity.ipynb #30815df0
 def _maps(explain, model, x, target):
     "What `explain` says about a model, as maps `b h w`"
     m = explain(model, x, target)
@@ -84,10 +85,10 @@ def _predicted(model, x):
 def _begin(explain, model, x, target):
     if not callable(explain): raise TypeError(f"explain is {type(explain).__name__}; expected a callable (model, x, target) -> maps")
     if not isinstance(model, nn.Module): raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    x = check_images(x)
+    x = as_images(x)
     return x,check_target(target, _predicted(model, x))
 
-# %% ../nbs/19_sanity.ipynb #d1d29654
+# %% ../nbs/19_sanity.ipynb #f9bf6255
 def layer_groups(
     model:nn.Module, # A network, or an attached one
 )->list:             # Of (name, names of modules), from the output to the input
@@ -133,7 +134,9 @@ def randomisation_curve(
 )->Cascade:
     "Compare maps with the original while the model's parameters are randomised from the output down"
     x,t = _begin(explain, model, x, target)
-    groups,first = layer_groups(model) if groups is None else groups,_maps(explain, model, x, t)
+    groups,keep = list(layer_groups(model) if groups is None else groups),whole("keep", keep, 0)
+    if not groups: raise ValueError(f"groups is empty: {type(model).__name__} has no parameters to randomise, or none were named")
+    first = _maps(explain, model, x, t)
     rho,sim,maps,copy = [],[],[first[:keep]],deepcopy(model)
     devices = {p.device.index for p in model.parameters() if p.is_cuda}
     for _,names in groups:
@@ -230,7 +233,7 @@ def head_permutation(
     old,new = _maps(explain, model, x, t),_maps(explain, copy, x, where[t])
     return (old-new).abs().amax((1,2))/old.abs().amax((1,2)).clamp(min=torch.finfo(old.dtype).tiny)
 
-# %% ../nbs/19_sanity.ipynb #d898dd80
+# %% ../nbs/19_sanity.ipynb #aa3f160a
 @metric(higher_is_better=False, range=(0,math.inf), unit="relative change of the map", source="Yeh et al. 2019", category="robustness", takes="explain")
 def max_sensitivity(
     explain,            # Callable (model, x, target) -> maps `b h w`
@@ -244,8 +247,7 @@ def max_sensitivity(
 )->Tensor:              # `b`: >= 0
     "Largest relative change of the map under small random changes of the image"
     if radius<=0: raise ValueError(f"radius is {radius}; expected a change of a pixel above 0")
-    for what,v in (("n",n),("chunk_size",chunk_size)):
-        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{what} is {v!r}; expected a whole number >= 1")
+    n,chunk_size = whole("n", n),whole("chunk_size", chunk_size)
     x,t = _begin(explain, model, x, target)
     first = _maps(explain, model, x, t).flatten(1)
     d = (radius*(2*torch.rand(n, *x.shape[1:], generator=torch.Generator().manual_seed(seed))-1)).to(x)

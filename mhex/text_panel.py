@@ -576,7 +576,7 @@ def _hidden(self:TextInspector, s, r):
             +_table(rows, ["word","promised","really"], (), len(groups)>1)+"</div>"
             +'<div class="mx-note">Really: the model runs again without that word alone. It then reads the other words differently too, so the two need not agree.</div>')
 
-# %% ../nbs/48_text_panel.ipynb #8da7dc23
+# %% ../nbs/48_text_panel.ipynb #dc8fe214
 @patch
 def peer(self:TextInspector,
     r,        # What `read` returned
@@ -584,7 +584,7 @@ def peer(self:TextInspector,
     name:str, # Of an explainer
 ):            # `Saliency`, or a message (str)
     "What another method says, run once"
-    key = (name,c if explainer_facts(name).class_specific else None)
+    key = (name,c if explainer_facts(name, "text").class_specific else None)
     if key not in r.peers:
         try: r.peers[key] = explain_with(name, self.model, r.exp.x, [c], **self.compare[name])
         except (ImportError,TypeError,ValueError,RuntimeError) as e: r.peers[key] = str(e) # said in its card
@@ -602,7 +602,7 @@ def _peers(self:TextInspector, s, r):
         return word_paragraph(units, v, max((abs(float(o)) for o,u in zip(v, units) if u.word), default=0.), pick=False, rtl=_from_right(r.exp))
     if r.seconds is not None: card("MHEX", f"{_ms(r.seconds)} for all {len(self.class_names)} classes and {self.n_layers} layers", paragraph(self.scores(s, r)[c]))
     for name,kw in self.compare.items():
-        m,facts = self.peer(r, c, name),explainer_facts(name)
+        m,facts = self.peer(r, c, name),explainer_facts(name, "text")
         if isinstance(m, str): card(text(name), "cannot run here", f'<div class="mx-note">{text(m)}</div>'); continue
         note = ", ".join([_ms(m.seconds)]+[f"{k} {v}" for k,v in kw.items()]+([] if facts.class_specific else ["knows no class"]))
         card(text(name), text(note), paragraph(m.map[0]))

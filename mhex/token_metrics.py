@@ -7,16 +7,16 @@ Docs: https://example.org/mhex/docs/token_metrics.html.md"""
 # %% auto #0
 __all__ = ['SHARES', 'comprehensiveness', 'sufficiency', 'text_drop', 'token_average_precision', 'token_f1']
 
-# %% ../nbs/18_token_metrics.ipynb #5c046e95
+# %% ../nbs/18_token_metrics.ipynb #6169fc82
 import math
 
 import torch
 from torch import Tensor
 
 from .localisation import average_precision
-from .scoring import check_maps, check_predict, check_target, metric, of_target, ranks, scores
+from .scoring import check_maps, check_predict, check_target, metric, of_target, ranks, scores, several, token_masking
 
-# %% ../nbs/18_token_metrics.ipynb #eb915b48
+# %% ../nbs/18_token_metrics.ipynb #9a35a0b2
 class _Text:
     "A batch of token ids, checked, with what may be removed"
     def __init__(self, x, special=None):
@@ -52,8 +52,7 @@ class _Text:
         return rows if self.is_dict else rows["input_ids"]
 
 def _check_masking(masking, mask_id):
-    if masking not in ("delete","[MASK]"): raise ValueError(f"masking is {masking!r}; for tokens expected 'delete' or '[MASK]'")
-    if masking=="[MASK]" and mask_id is None: raise ValueError("masking='[MASK]' needs mask_id=, e.g. tokenizer.mask_token_id")
+    if token_masking(masking)=="[MASK]" and mask_id is None: raise ValueError("masking='[MASK]' needs mask_id=, e.g. tokenizer.mask_token_id")
 
 def _start(predict, x, maps, target, special, masking, mask_id, chunk_size):
     check_predict(predict, chunk_size)
@@ -74,12 +73,12 @@ def _without(predict, text, t, gone, masking, mask_id, chunk_size):
         return text.delete(i, gone[i,j%s]) if masking=="delete" else text.mask(i, gone[i,j%s], mask_id)
     return scores(predict, make, len(text)*s, chunk_size, lambda p, j: of_target(p, t[j//s]), text.ids.device).view(-1,s)
 
-# %% ../nbs/18_token_metrics.ipynb #131c0b04
+# %% ../nbs/18_token_metrics.ipynb #5314b054
 SHARES = (.01,.05,.1,.2,.5)
 
 def _top(text, maps, shares):
     "Whether each token is among the top share of its row, `b s n`"
-    if not len(shares) or not all(0<s<=1 for s in shares): raise ValueError(f"shares is {shares!r}; expected some fractions in (0, 1]")
+    shares = several("shares", shares, lambda s: 0<s<=1, "fractions in (0, 1]")
     k = (text.n[:,None].double()*torch.tensor(shares, device=text.n.device, dtype=torch.double)-1e-9).ceil().clamp(min=1)
     return (ranks(maps)[:,None]<k[...,None])&text.open[:,None]
 

@@ -96,6 +96,23 @@ def test_values_by_hand(ran):
         assert abs(row["value"]-drop("test", 6, row["chosen"]["layer"], judge)) < 1e-3
 
 
+def test_only_masks_are_rescaled():
+    "A metric that takes effects gets the map as it is; a ranking is the same either way, a constant map included."
+    from mhex.metrics import deletion, infidelity, insertion, predictor, road, soft_drop
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3)).eval()
+    x = torch.rand(4, 1, 12, 12)
+    part, judge, t = compare.Part(x), predictor(net), net(x).argmax(1)
+    leaf = x.clone().requires_grad_()
+    effects = torch.autograd.grad(judge.model(leaf).softmax(1).gather(1, t[:, None]).sum(), leaf)[0][:, 0]
+    raw, squeezed = infidelity(judge, x, effects, t), infidelity(judge, x, compare.unit_maps(effects), t)
+    assert torch.equal(compare.score("infidelity", effects, part, t, judge), raw) and raw.mean() < squeezed.mean()/10
+    assert torch.equal(compare.score("soft_drop", effects, part, t, judge), soft_drop(judge, x, compare.unit_maps(effects), t))
+    for maps in (effects, torch.randn(4, 12, 12), torch.full((4, 12, 12), -2.)):
+        for f, kw in ((deletion, dict(steps=10)), (insertion, dict(steps=10)), (road, {})):
+            assert torch.equal(compare.score(f.__name__, maps, part, t, judge), f(judge, x, compare.unit_maps(maps), t, **kw))
+
+
 def test_agreement_takes_more_images(tmp_path):
     "Without a judge: at least 200 images, controls without a network among them"
     rows = faithfulness("shapes", methods=["mhex-exact"], metrics=["pointing", "SAD"], seeds=1, judges="self", size=20, images=5, choose=4, out=tmp_path/"o", progress=False, **TINY)

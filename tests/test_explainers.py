@@ -6,6 +6,7 @@ from torch.testing import assert_close
 import mhex
 from mhex.explainers.base import Saliency, explain_with, explainer, explainer_facts, explainer_names, library, register_explainer
 from mhex.hooks import ModelState
+from mhex.localisation import controls
 
 NETS = {
     "resnet18_28": (lambda: mhex.create_backbone("resnet18_28", 4, in_channels=1, width=8), (3, 1, 28, 28)),
@@ -249,15 +250,49 @@ def test_a_known_answer():
 def test_same_name_for_images_and_texts():
     from mhex.explainers import base
     try:
-        register_explainer("two-faced", signed=True)(lambda model, x, target=None: Saliency(x[:, 0], torch.zeros(len(x)).long(), "given", ""))
-        register_explainer("two-faced", inputs="text")(lambda model, x, target=None: Saliency(x["input_ids"].float(), torch.zeros(1).long(), "given", ""))
+        register_explainer("two-faced", signed=True, forward="2")(lambda model, x, target=None: Saliency(x[:, 0], torch.zeros(len(x)).long(), "given", ""))
+        register_explainer("two-faced", inputs="text", forward="1")(lambda model, x, target=None: Saliency(x["input_ids"].float(), torch.zeros(1).long(), "given", ""))
         net = nn.Identity()
         assert explain_with("two-faced", net, torch.zeros(2, 1, 4, 4)).map.shape == (2, 4, 4)
         assert explain_with("two-faced", net, {"input_ids": torch.zeros(1, 5).long()}).map.shape == (1, 5)
         assert explainer_facts("two-faced").signed and "two-faced" in explainer_names()
     finally:
         for r in (base.explainers, base.text_explainers): r.items.pop("two-faced", None)
-        base._facts.pop("two-faced", None)
+        for i in ("images", "text"): base._facts.pop((i, "two-faced"), None)
+
+
+def test_facts_of_images_and_of_texts():
+    assert explainer_facts("gradient-input").forward == explainer_facts("gradient-input", inputs="images").forward == "2"
+    assert explainer_facts("gradient-input", inputs="text").forward == "1"
+    assert explainer_facts("rollout", inputs="text") == explainer_facts("rollout")  # one function for both
+    with pytest.raises(ValueError, match="inputs is 'words'; expected 'images' or 'text'"): explainer_facts("rollout", inputs="words")
+    with pytest.raises(ValueError, match="registered are"): explainer_facts("roll-out")
+
+
+@pytest.mark.parametrize("i", [1, np.int64(1), torch.tensor(1), [1], slice(1, 2), np.array([1])], ids=repr)
+def test_one_sample_keeps_its_dimension(i):
+    net, x = small(3, 2)
+    s = explain_with("gradcam", net, x)
+    one = s[i]
+    assert one.map.shape == (1, 28, 28) and torch.equal(one.map[0], s.map[1]) and one.target.tolist() == s.target[1:].tolist() and len(one.block_maps[0]) == 1
+
+
+def test_controls_have_one_definition():
+    "The metrics' and the explainers': the same maps, up to the scale of the edges; a square image with one channel keeps the maps of earlier tables."
+    g = torch.Generator().manual_seed(0)
+    for shape in ((2, 1, 28, 28), (2, 3, 16, 24)):
+        x = torch.randn(*shape, generator=g)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 2))
+        ours = {m: explain_with(m, net, x).map for m in MODEL_FREE}
+        theirs = controls(x)
+        for m, n in zip(MODEL_FREE, ("random", "centred Gaussian", "edges", "uniform")):
+            assert_close(ours[m]/(ours[m].amax((1, 2), keepdim=True) if m == "edges" else 1.), theirs[n])
+        if shape[2] != shape[3]: continue
+        y = torch.exp(-((torch.arange(28)-13.5)/7)**2/2)
+        assert torch.equal(ours["gaussian"], (y[:, None]*y).expand(2, 28, 28)) and torch.equal(ours["random"], torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0)))
+        p = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        k = torch.tensor([[-1., 0., 1.], [-2., 0., 2.], [-1., 0., 1.]])/8
+        assert torch.equal(ours["edges"], nn.functional.conv2d(p, torch.stack([k, k.T])[:, None]).square().sum(1).sqrt())
 
 
 # ---- attention
@@ -403,6 +438,33 @@ def test_targets():
     for t in ([2, 2], torch.tensor([2, 2]), ClassifierOutputTarget(2), lambda p: p[2]): assert_close(explain_with("gradcam", net, x, t).map, want.map)
     assert_close(explain_with("gradcam", net, x, "owl", class_names=["cat", "dog", "owl", "bee"]).map, want.map)
     with pytest.raises(ValueError, match="2 classes a sample"): explain_with("gradcam", net, x, torch.zeros(2, 2).long())
+
+
+def test_class_names_are_found_in_one_way():
+    "An attached model's, a network's own, a Hugging Face configuration's: for every method that takes a target."
+    net, x = vit("hf"), torch.randn(2, 3, 24, 24)
+    net.config.id2label = {0: "cat", 1: "dog", 2: "owl"}
+    named = small(3, 2)
+    named[0].class_names = ["cat", "dog", "owl", "bee"]
+    for m in [*PEERS, *FLOWS, *MODEL_FREE]:
+        if m == "scorecam": continue
+        for net_, x_ in [(net, x)]+[named]*(m not in FLOWS):
+            s = run(m, net_, x_, "owl")
+            assert s.target.tolist() == [2, 2] and torch.equal(s.map, run(m, net_, x_, 2).map), m
+            with pytest.raises(ValueError, match="'cat', 'dog', 'owl'"): run(m, net_, x_, "bat")
+    del named[0].class_names
+    with pytest.raises(ValueError, match="has no class names"): run("gradcam", *named, "owl")
+
+
+@pytest.mark.parametrize("method, setting", [("gradient-input", "chunk_size"), ("integrated-gradients", "steps"), ("smoothgrad", "samples"), ("scorecam", "chunk_size"), ("kernel-shap", "cells"),
+                                             ("rise", "samples"), ("occlusion", "window"), ("random", "seed")])
+def test_whole_numbers(method, setting):
+    "numpy's are as good as any"
+    net, x = small(3, 2)
+    kw, n = SMALL.get(method, {}), 10 if method in ("occlusion", "rise") else 3
+    assert torch.equal(explain_with(method, net, x, 1, **kw | {setting: np.int64(n)}).map, explain_with(method, net, x, 1, **kw | {setting: n}).map)
+    for bad in (2.5, "3", True, -1):
+        with pytest.raises(ValueError, match=f"{setting} is {bad!r}; expected a whole number"): explain_with(method, net, x, 1, **kw | {setting: bad})
 
 
 def test_network_without_adapter_takes_a_module():

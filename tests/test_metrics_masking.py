@@ -1,6 +1,7 @@
 "Metrics that mask inputs, and the sanity checks: against naive loops, and facts that hold for every one of them."
-import inspect, math, re
-import pytest, torch
+import inspect, math, re, subprocess, sys
+from copy import deepcopy
+import numpy as np, pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
@@ -10,7 +11,7 @@ from mhex import metrics as M
 from mhex.adapt import attach
 from mhex.cnn import SmallResNet
 from mhex.collaboration import collaboration, quality_map
-from mhex.core import gates_open
+from mhex.core import Gate, gates_open
 from mhex.hooks import ModelState
 from mhex.scoring import ranks
 
@@ -55,6 +56,19 @@ def test_declared_facts():
     assert {*M.metrics("sanity")} < {*M.metrics()} and M.metrics("nothing of this name") == {}
 
 
+def test_unit_maps_are_declared(case):
+    predict, x, maps = case
+    assert {f.__name__ for f in IMAGES if f.facts.unit_maps} == {f.__name__ for f in UNIT} and not any(f.facts.unit_maps for f in TOKENS)
+    assert M.metric_named("soft_drop-zero").facts.unit_maps and not M.metric_named("deletion-mean").facts.unit_maps
+    for f in IMAGES:
+        if not f.facts.unit_maps: assert f(predict, x, 9*maps-4).isfinite().all()
+
+
+def test_metrics_of_tokens_are_known_from_the_start():
+    says = subprocess.run([sys.executable, "-c", "from mhex.scoring import metrics; print(*sorted(metrics(data='tokens')))"], capture_output=True, text=True, check=True).stdout.split()
+    assert says == ["completeness_delta", "comprehensiveness", "sufficiency", "text_drop", "token_average_precision", "token_f1"]
+
+
 def test_maskings_name_metrics():
     for name in ("deletion-mean", "insertion-blur(5,2)", "soft_drop-zero", "comprehensiveness-[MASK]"):
         f = M.metric_named(name)
@@ -62,6 +76,9 @@ def test_maskings_name_metrics():
     with pytest.raises(ValueError, match="registered:"): M.metric_named("soft_drops-zero")
     with pytest.raises(ValueError, match="masks nothing"): M.with_masking(M.pointing_game, "zero")
     with pytest.raises(ValueError, match="'mean', 'zero', 'black'"): M.metric_named("deletion-grey")
+    for how in ("zero", "delete(3,1)", "mask", M.masking("zero")):
+        with pytest.raises(ValueError, match=r"for tokens expected 'delete' or '\[MASK\]'"): M.with_masking(M.comprehensiveness, how)
+    with pytest.raises(ValueError, match=r"masking is 'zero'; for tokens"): M.metric_named("text_drop-zero")
 
 
 # --- what holds for every metric of images
@@ -82,7 +99,7 @@ def test_value_a_sample(f, case):
 def test_chunks_and_batches_do_not_matter(f, case):
     predict, x, maps = case
     v = f(predict, x, maps)
-    for size in (1, 3, 17, 10**6): assert_close(f(predict, x, maps, chunk_size=size), v)
+    for size in (1, 3, 17, 10**6, np.int64(4)): assert_close(f(predict, x, maps, chunk_size=size), v)
     for i in range(5): assert_close(f(predict, x[[i]], maps[[i]]), v[[i]])
     order = torch.tensor([3, 0, 4, 1, 2])
     assert_close(f(predict, x[order], maps[order]), v[order])
@@ -355,6 +372,22 @@ def test_ties_have_no_favourites():
     assert (first-.2).abs().max() < .09  # five standard errors are .1
 
 
+@pytest.mark.parametrize("bad", [50, (), [0, 50], [50, 100], "50", ["a"], None, [math.nan], [[50]]], ids=repr)
+def test_bad_shares(case, bad):
+    predict, x, maps = case
+    for f in (M.road, M.road_lerf):
+        with pytest.raises(ValueError, match=re.escape(f"percents is {bad!r}; expected a list of numbers between 0 and 100")): f(predict, x, maps, percents=bad)
+    batch, m, _ = texts()
+    for f in (M.comprehensiveness, M.sufficiency):
+        with pytest.raises(ValueError, match="shares is .*; expected a list of fractions"): f(bag, batch, m, shares=bad)
+
+
+def test_shares_come_in_any_form(case):
+    predict, x, maps = case
+    want = M.road(predict, x, maps, percents=[20, 60])
+    for p in ((20, 60), np.array([20., 60.]), torch.tensor([20, 60]), range(20, 61, 40)): assert torch.equal(M.road(predict, x, maps, percents=p), want)
+
+
 # --- maskings
 
 def test_black_knows_the_normalisation():
@@ -576,6 +609,19 @@ def test_likeness_of_odd_maps():
     assert M.spearman(a, torch.full_like(a, 3.)).eq(0).all() and M.spearman(torch.full_like(a, 3.), a).isnan().all()
     assert_close(M.ssim(a, a), torch.ones(2)); assert_close(M.ssim(a[:, :1, :1], a[:, :1, :1]), torch.ones(2))
     with pytest.raises(ValueError, match="compared with"): M.spearman(a, a[:, :2])
+    for bad in (0, -1, 2.5, True, "7"):
+        with pytest.raises(ValueError, match=f"window is {bad!r}; expected a whole number"): M.ssim(a, a, window=bad)
+    with pytest.raises(ValueError, match="window is 4; .*odd"): M.ssim(a, a, window=4)
+
+
+def test_nothing_to_randomise():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for f in (M.randomisation_curve, M.parameter_randomisation, M.sanity_report):
+        with pytest.raises(ValueError, match="Sequential has no parameters to randomise"): f(edges, net, X)
+    with pytest.raises(ValueError, match="groups is empty"): M.randomisation_curve(edges, small(), X, groups=[])
+    with pytest.raises(ValueError, match="keep is -1"): M.randomisation_curve(edges, small(), X, keep=-1)
+    for kw, says in ((dict(n=0), "n is 0"), (dict(chunk_size=2.5), "chunk_size is 2.5")):
+        with pytest.raises(ValueError, match=says): M.max_sensitivity(edges, small(), X, **kw)
 
 
 def test_completeness_delta():
@@ -593,21 +639,22 @@ def test_completeness_delta():
 
 @pytest.mark.parametrize("kw", [dict(), dict(gate_bias=0), dict(rank=3), dict(predict="backbone")], ids=str)
 def test_collaboration_is_that_of_the_matrices(kw):
+    "The cosine of both losses' gradients with respect to W; of a gate of low rank with respect to its product B A, put in as one full matrix."
     model = small(**kw).double()
     y, x = torch.tensor([0, 1, 2, 0]), X.double()
+    full, gate = deepcopy(model), model.units[0].gate
+    if gate.rank is not None:
+        full.units[0].gate = Gate(gate.c).double()
+        full.units[0].gate.load_state_dict(dict(weight=gate.W.detach(), offset=gate.offset.detach()))
     want = []
     for i in range(4):
-        gate, g = model.units[0].gate, []
+        g = []
         for head in (0, 1):
-            model(x[[i]])
-            loss = F.cross_entropy(model.head_logits[head], y[[i]])
-            if gate.rank is None: g.append(torch.autograd.grad(loss, gate.weight)[0])
-            else: # the gradient of the product B A, from those of its factor B: dB = dW A^T
-                g.append(torch.autograd.grad(loss, gate.B)[0]@torch.linalg.pinv(gate.A.detach().T))
-        if gate.rank is not None: continue
-        want.append(F.cosine_similarity(g[0].flatten(), g[1].flatten(), dim=0))
+            full(x[[i]])
+            g.append(torch.autograd.grad(F.cross_entropy(full.head_logits[head], y[[i]]), full.units[0].gate.weight)[0].flatten())
+        want.append(F.cosine_similarity(*g, dim=0))
     got = collaboration(model, x, y)
-    if want: assert_close(got[:, 0], torch.stack(want))
+    assert_close(got, torch.stack(want)[:, None])
     assert got.shape == (4, 1) and got.abs().max() <= 1+1e-9
     assert_close(torch.cat([collaboration(model, x[[i]], y[[i]]) for i in range(4)]), got)
 
@@ -654,6 +701,28 @@ def test_bootstrap_and_comparison():
     assert M.holm([.5, .6]) == [1., 1.] and M.holm([]) == []
     with pytest.raises(ValueError, match="reference is 'c'"): M.compare({"a": a, "b": b}, "c")
     with pytest.raises(ValueError, match="one value a sample"): M.bootstrap(torch.rand(3, 3))
+    for n in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match=f"n is {n!r}; expected a whole number"): M.bootstrap(a, n=n)
+
+
+def test_rounding_errors_are_no_wins():
+    "Ninths plus noise of the last digits test like the ninths themselves, in wins and p, at any scale; differences above a millionth count."
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(0, 10, (60,), generator=g).double()/9 for _ in range(2))
+    noise = 1e-8*torch.randn(60, generator=g).double()
+    for size in (1., 1e-7, 1e6):
+        clean, noisy = (M.compare({"a": size*a, "b": size*o}, "a")[0] for o in (b, b+noise))
+        assert noisy["wins"] == clean["wins"] and noisy["p"] == clean["p"] and (a == b).any()
+        same = M.compare({"a": size*a, "b": size*(a+noise)}, "a")[0]
+        assert same["wins"] == .5 and same["p"] == 1
+        assert M.compare({"a": size*a, "b": size*(a-1e-5)}, "a")[0]["wins"] == 1
+    zero = M.compare({"a": [0., 0.], "b": [0., math.nan]}, "a")[0]
+    assert zero["wins"] == .5 and zero["n"] == 1 and math.isnan(M.compare({"a": [math.nan], "b": [1.]}, "a")[0]["wins"])
+
+
+def test_lists_keep_their_precision():
+    assert M.holm([1e-60, .1]) == [2e-60, .1] and M.holm(torch.tensor([.25])) == [.25]
+    assert M.bootstrap([.1]*3)[0] == pytest.approx(.1, abs=1e-16) and M.compare({"a": [.1], "b": [0.]}, "a")[0]["difference"] == .1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; run on a machine with one")

@@ -1,8 +1,9 @@
 "Peers on text models: every family, against naive versions, batch and single alike, nothing left behind."
 import pytest, torch
 from torch.testing import assert_close
+from mhex.adapt import run_model
 from mhex.explainers.base import explain_with, explainer_names
-from mhex.explainers.text import check_text, text_logits
+from mhex.explainers.text import check_text
 from mhex.hooks import ModelState
 
 tf = pytest.importorskip("transformers", reason='needs transformers: pip install "mhex[text]"')
@@ -90,7 +91,7 @@ def test_integrated_gradients(family, tok):
     def at(e):
         "The logit with these word embeddings; positions are those of the text (RoBERTa numbers them by which tokens are padding)"
         h = model.get_input_embeddings().register_forward_hook(lambda m, args, out: e)
-        try: return text_logits(model, x)[:, 1]
+        try: return run_model(model, x)[:, 1]
         finally: h.remove()
     s = explain_with("integrated-gradients", model, x, target=1, steps=200)
     with torch.no_grad(): assert ((s.map.sum(1) - (at(e1) - at(e0))).abs() < 2e-3 * s.map.abs().sum(1)).all()
@@ -114,7 +115,7 @@ def test_targets(tok):
         maps = [explain_with(m, model, x, target=k).map for k in range(3)]
         assert_close(explain_with(m, model, x, target="b").map, maps[1])
         s = explain_with(m, model, x)
-        best = text_logits(model, x).argmax(1)
+        best = run_model(model, x).argmax(1)
         assert s.target_from == "predicted" and torch.equal(s.target, best)
         assert_close(s.map, torch.stack([maps[k][i] for i, k in enumerate(best)]))
         d = explain_with(m, model, x, target=lambda z: z[0] - 2 * z[2])

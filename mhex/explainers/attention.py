@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/explainers/attention.html.md"""
 # %% auto #0
 __all__ = ['Attention', 'attention_map', 'rollout', 'attention_gradient', 'Relevance', 'relevances', 'transformer_attribution']
 
-# %% ../../nbs/explainers/05_attention.ipynb #f7c14fda
+# %% ../../nbs/explainers/05_attention.ipynb #47c8121f
 import math
 from collections.abc import Mapping
 
@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_map
 
 from ..adapt import MHEX, run_model
 from .base import Saliency, aim, register_explainer, visiting
-from .gradient import whole
 from .text import check_text
 from ..saliency import check_images, resize_maps
+from ..scoring import whole
 
 # %% ../../nbs/explainers/05_attention.ipynb #15917907
 def _heads_attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False, keep=lambda A: A, product=lambda f,a,b: f(a, b), softmax=torch.softmax):
@@ -69,7 +69,7 @@ class Attention(TorchFunctionMode):
         if name=="conv2d" and not self.weights and out.ndim==4: self.grid = tuple(out.shape[2:])
         return out
 
-# %% ../../nbs/explainers/05_attention.ipynb #c113c5b3
+# %% ../../nbs/explainers/05_attention.ipynb #3145df36
 def _part(x, i): return {k:v[i] if isinstance(v, Tensor) and v.ndim else v for k,v in x.items()} if isinstance(x, Mapping) else x[i]
 
 class _Tokens:
@@ -124,7 +124,7 @@ def _target_part(target, i, n):
 
 def _explain(name, model, x, target, rows, chunk_size, class_names, flow, layer=0, grad=False, relevance=False):
     "`flow(As, gradients, relevances, readers)` gives rows `b n`, one or several, of which `layer` is the map"
-    whole("chunk_size", chunk_size)
+    chunk_size = whole("chunk_size", chunk_size)
     where,maps,ts = _Tokens(model, x, rows),[],[]
     with visiting(model):
         for i in torch.arange(where.n, device=where.device).split(chunk_size):

@@ -9,13 +9,14 @@ __all__ = ['explainers', 'text_explainers', 'Saliency', 'Facts', 'register_expla
            'explainer_facts', 'library', 'one_target', 'visiting', 'own_names', 'aim', 'explain_with', 'mhex_paper',
            'mhex_exact']
 
-# %% ../../nbs/explainers/00_base.ipynb #ae0e01b0
+# %% ../../nbs/explainers/00_base.ipynb #8559b3f5
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, update_wrapper
 from importlib import import_module
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from ..core import Registry
 from ..hooks import evaluating
 from ..saliency import explain, make_target, normalize_maps
 
-# %% ../../nbs/explainers/00_base.ipynb #7b111ca0
+# %% ../../nbs/explainers/00_base.ipynb #b09de158
 @dataclass(frozen=True)
 class Saliency:
     "What one explainer says about a batch"
@@ -53,7 +54,7 @@ class Saliency:
         i, # Index, slice or list of indices
     ):
         "Some samples"
-        if isinstance(i, int): i = [i]
+        if isinstance(i, Integral) or isinstance(i, Tensor) and not i.ndim: i = [int(i)]
         return replace(self, map=self.map[i], target=self.target[i], seconds=None,
                        block_maps=None if self.block_maps is None else [m[i] for m in self.block_maps])
 
@@ -61,7 +62,7 @@ class Saliency:
         how = "raw" if self.normalized is None else self.normalized
         return f"Saliency {tuple(self.map.shape)} by {self.method}, target {self.target_from}, {'signed' if self.signed else 'unsigned'}, {how}"
 
-# %% ../../nbs/explainers/00_base.ipynb #e5706a15
+# %% ../../nbs/explainers/00_base.ipynb #ad9a3795
 @dataclass(frozen=True)
 class Facts:
     "What an explainer declares about itself"
@@ -86,7 +87,7 @@ def register_explainer(
     facts = Facts(**facts)
     def _register(f):
         (explainers if inputs=="images" else text_explainers).register(name)(f)
-        if inputs=="images" or name not in _facts: _facts[name] = facts
+        _facts[inputs,name] = facts
         return f
     return _register
 
@@ -111,11 +112,13 @@ def explainer(
     return partial(f, **settings) if settings else f
 
 def explainer_facts(
-    name:str, # See `explainer_names()`
+    name:str,            # See `explainer_names()`
+    inputs:str="images", # "images" or "text": where the name stands for two functions, which one; one that takes both declares the same for both
 )->Facts:
     "What an explainer declares about itself"
-    explainer(name)
-    return _facts[name]
+    if inputs not in ("images","text"): raise ValueError(f"inputs is {inputs!r}; expected 'images' or 'text'")
+    explainer(name) # an unknown name raises here
+    return next(_facts[i,name] for i in (inputs,"images","text") if (i,name) in _facts)
 
 def library(
     module:str,   # What is imported, e.g. "captum.attr"
@@ -152,8 +155,8 @@ def own_names(
     model:nn.Module, # A network, or an attached one
     k:int,           # Classes
 )->list|None:        # `k` names, or None
-    "Names of the classes: an attached model's own, else those of a Hugging Face configuration"
-    if isinstance(model, MHEX): return model.class_names
+    "Names of the classes: the model's own, else those of a Hugging Face configuration"
+    if isinstance(model, MHEX) or getattr(model, "class_names", None) is not None: return model.class_names
     own = getattr(getattr(model, "config", None), "id2label", None) or {}
     return [own[i] for i in range(k)] if len(own)==k and all(i in own for i in range(k)) else None
 

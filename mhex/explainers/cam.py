@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/explainers/cam.html.md"""
 # %% auto #0
 __all__ = ['CAMView', 'n_blocks', 'gradcam', 'layercam', 'gradcam_pp', 'scorecam']
 
-# %% ../../nbs/explainers/01_cam.ipynb #3408aba3
+# %% ../../nbs/explainers/01_cam.ipynb #cd868ac9
 import warnings
 from contextlib import contextmanager
 
@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ..adapt import MHEX, Layout, find_adapter, unwrap_logits
-from .base import Saliency, library, one_target, register_explainer, visiting
+from .base import Saliency, aim, library, register_explainer, visiting
 from ..hooks import Handles
-from ..saliency import check_images, make_target, resize_maps
+from ..saliency import check_images, resize_maps
+from ..scoring import whole
 
 # %% ../../nbs/explainers/01_cam.ipynb #21ca10a7
 class CAMView(nn.Module):
@@ -80,16 +81,15 @@ def n_blocks(
     "How many blocks `layer=` can choose among"
     return len(model.units) if isinstance(model, MHEX) else len(find_adapter(model).blocks(model))
 
-# %% ../../nbs/explainers/01_cam.ipynb #e942a5b2
+# %% ../../nbs/explainers/01_cam.ipynb #aa7fa4d0
 def _cam(cls, name, model, x, target, layer, class_names, grad=True, **kw):
     "One layer's raw map by a TorchCAM class"
     if isinstance(cls, str): cls = getattr(library("torchcam.methods", "torchcam", name), cls)
     view = CAMView(model, layer)
     check_images(x, model, channels=view.block is not None)
-    names = class_names if class_names is not None else getattr(model, "class_names", None)
     with visiting(model), torch.set_grad_enabled(grad), view.watching(), cls(view, view.layer, **kw) as cam:
         logits = view(x.detach().clone().requires_grad_(grad))
-        t = one_target(make_target(target, logits.detach(), names))
+        t,_ = aim(model, logits.detach(), target, class_names)
         many = t.weights is not None # a callable, or one a sample
         ask = dict(targets=list(target) if isinstance(target, (list,tuple)) else target) if many else dict(class_idx=t.index[:,0].tolist())
         maps = cam(scores=logits, normalized=False, **ask)
@@ -105,7 +105,7 @@ def gradcam(
     x,                # Images, normalised, `b c h w`
     target=None,      # None (predicted) | int | list | tensor `b` | class name | callable
     layer=None,       # None (last residual block) | block name or index | module name | module
-    class_names=None, # Names, one a class; None: an attached model's own
+    class_names=None, # Names, one a class; None: the model's own
 )->Saliency:
     "Grad-CAM of one layer"
     return _cam("GradCAM", "gradcam", model, x, target, layer, class_names)
@@ -148,7 +148,7 @@ def gradcam_pp(
     "Grad-CAM++ of one layer; a channel whose sum is negative, which a rectified layer has not, counts as sum 0 in the weights"
     return _cam(_GradCAMpp, "gradcam++", model, x, target, layer, class_names)
 
-# %% ../../nbs/explainers/01_cam.ipynb #1421913c
+# %% ../../nbs/explainers/01_cam.ipynb #d24ac33a
 @register_explainer("scorecam", signed=False, class_specific=True, forward="channels+2", backward="0", source="Wang et al. 2020; TorchCAM")
 def scorecam(
     model:nn.Module,    # As in `gradcam`
@@ -159,5 +159,4 @@ def scorecam(
     class_names=None,   # As in `gradcam`
 )->Saliency:
     "Score-CAM of one layer"
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size<1: raise ValueError(f"chunk_size must be a whole number from 1 up, got {chunk_size!r}")
-    return _cam("ScoreCAM", "scorecam", model, x, target, layer, class_names, grad=False, batch_size=chunk_size)
+    return _cam("ScoreCAM", "scorecam", model, x, target, layer, class_names, grad=False, batch_size=whole("chunk_size", chunk_size))

@@ -8,7 +8,7 @@ Docs: https://example.org/mhex/docs/explainers/perturbation.html.md"""
 __all__ = ['CONTROLS', 'occlusion', 'rise_masks', 'rise', 'coalitions', 'shapley_fit', 'kernel_shap', 'random_map',
            'gaussian_map', 'edge_map', 'uniform_map']
 
-# %% ../../nbs/explainers/04_perturbation.ipynb #f088ad45
+# %% ../../nbs/explainers/04_perturbation.ipynb #3251b29d
 import math
 
 import torch
@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Saliency, library, register_explainer
-from .gradient import generator, make_baseline, scoring, whole
+from .gradient import generator, make_baseline, scoring
+from ..localisation import centred_gaussian, edge_map as sobel_length, random_map as noise_map, uniform_map as flat_map
+from ..scoring import whole
 
-# %% ../../nbs/explainers/04_perturbation.ipynb #5b58d92d
+# %% ../../nbs/explainers/04_perturbation.ipynb #e018e1f5
 def _windows(n, window, stride): return 1+max(0, math.ceil((n-window)/stride))
 
 @register_explainer("occlusion", signed=True, class_specific=True, forward="windows+2", backward="0", source="Zeiler and Fergus 2014; Captum")
@@ -30,10 +32,10 @@ def occlusion(
     stride:int|None=None, # From one window to the next, px; None: half a window
     baseline="zero",      # What hidden pixels become: "zero" | "mean" | "blur" | number | tensor
     chunk_size:int=256,   # Images in one pass; at least the batch
-    class_names=None,     # Names, one a class; None: an attached model's own
+    class_names=None,     # Names, one a class; None: the model's own
 )->Saliency:
     "How far the logit falls where a window is hidden"
-    whole("chunk_size", chunk_size)
+    chunk_size = whole("chunk_size", chunk_size)
     method = library("captum.attr", "captum", "occlusion", "dev").Occlusion
     with scoring(model, x, target, class_names) as score:
         b,c,h,w = x.shape
@@ -48,7 +50,7 @@ def occlusion(
             maps.append(a.mean(1).to(x.dtype)) # the same in every channel: all are hidden together
         return score.saliency(torch.cat(maps), "occlusion", signed=True)
 
-# %% ../../nbs/explainers/04_perturbation.ipynb #e419e78b
+# %% ../../nbs/explainers/04_perturbation.ipynb #b019ff45
 def rise_masks(
     n:int,          # Masks
     size,           # (h, w) in pixels
@@ -79,7 +81,7 @@ def rise(
     class_names=None,   # As in `occlusion`
 )->Saliency:
     "Random masks, weighted by what the model says about what they leave"
-    whole("samples", samples), whole("cells", cells), whole("chunk_size", chunk_size)
+    samples,cells,chunk_size = whole("samples", samples),whole("cells", cells),whole("chunk_size", chunk_size)
     if not 0<keep<1: raise ValueError(f"keep is {keep!r}; expected a probability between 0 and 1")
     if score not in ("prob","logit"): raise ValueError(f"score is {score!r}; expected 'prob' or 'logit'")
     with scoring(model, x, target, class_names) as scorer:
@@ -93,7 +95,7 @@ def rise(
                 total[i] += torch.einsum("nb,nhw->bhw", p, m)
         return scorer.saliency(total/(samples*keep), "rise", signed=score=="logit" or callable_)
 
-# %% ../../nbs/explainers/04_perturbation.ipynb #83b7ceff
+# %% ../../nbs/explainers/04_perturbation.ipynb #963c3899
 def coalitions(
     n:int,         # Players
     samples:int,   # Most coalitions; drawn in pairs, a coalition and its complement
@@ -136,7 +138,7 @@ def kernel_shap(
     class_names=None,   # As in `occlusion`
 )->Saliency:            # Each pixel has its cell's value divided by the cell's area, so that the map adds up to the difference
     "Shapley values of the cells of a grid"
-    whole("samples", samples, 2), whole("cells", cells), whole("chunk_size", chunk_size)
+    samples,cells,chunk_size = whole("samples", samples, 2),whole("cells", cells),whole("chunk_size", chunk_size)
     with scoring(model, x, target, class_names) as score:
         b,_,h,w = x.shape
         if cells>min(h,w): raise ValueError(f"cells is {cells}, the images are {h} by {w} px")
@@ -156,7 +158,7 @@ def kernel_shap(
         phi = shapley_fit(Z, weights, v-empty, full-empty)
         return score.saliency((phi/area)[:,cell].to(x), "kernel-shap", signed=True)
 
-# %% ../../nbs/explainers/04_perturbation.ipynb #3390ed14
+# %% ../../nbs/explainers/04_perturbation.ipynb #7936d0d5
 _CONTROL = dict(signed=False, class_specific=False, forward="1", backward="0")
 
 def _control(name, model, x, target, class_names, draw):
@@ -171,21 +173,18 @@ def random_map(
     class_names=None, # As in `occlusion`
 )->Saliency:
     "Uniform noise, every pixel on its own"
-    g = generator(seed)
-    return _control("random", model, x, target, class_names, lambda x: torch.rand(x[:,0].shape, generator=g))
+    return _control("random", model, x, target, class_names, lambda x: noise_map(x.shape[2:], len(x), seed))
 
 @register_explainer("gaussian", **_CONTROL, source="control")
 def gaussian_map(
     model:nn.Module,   # As in `occlusion`
     x:Tensor,          # As in `occlusion`
     target=None,       # As in `occlusion`; recorded
-    sigma:float=.25,   # Standard deviation, fraction of the side
+    sigma:float=.25,   # Standard deviation, fraction of the shorter side
     class_names=None,  # As in `occlusion`
 )->Saliency:
     "A Gaussian in the middle"
-    if not sigma>0 or not math.isfinite(sigma): raise ValueError(f"sigma is {sigma!r}; expected a positive fraction of the side")
-    def bell(n): return torch.exp(-((torch.arange(n)-(n-1)/2)/(sigma*n))**2/2)
-    return _control("gaussian", model, x, target, class_names, lambda x: (bell(x.shape[2])[:,None]*bell(x.shape[3])).expand(len(x),-1,-1))
+    return _control("gaussian", model, x, target, class_names, lambda x: centred_gaussian(x.shape[2:], len(x), sigma))
 
 @register_explainer("edges", **_CONTROL, source="control; Sobel")
 def edge_map(
@@ -195,11 +194,7 @@ def edge_map(
     class_names=None,  # As in `occlusion`
 )->Saliency:
     "Length of the image's own gradient, by Sobel's filters, root of the sum of squares over channels"
-    def sobel(x):
-        k = torch.tensor([[-1.,0.,1.],[-2.,0.,2.],[-1.,0.,1.]]).to(x)/8
-        p = F.pad(x, (1,1,1,1), mode="replicate").flatten(0,1)[:,None]
-        return F.conv2d(p, torch.stack([k,k.T])[:,None]).square().sum(1).view(x.shape).sum(1).sqrt()
-    return _control("edges", model, x, target, class_names, sobel)
+    return _control("edges", model, x, target, class_names, sobel_length)
 
 @register_explainer("uniform", **_CONTROL, source="control")
 def uniform_map(
@@ -209,6 +204,6 @@ def uniform_map(
     class_names=None,  # As in `occlusion`
 )->Saliency:
     "The same everywhere"
-    return _control("uniform", model, x, target, class_names, lambda x: torch.ones_like(x[:,0]))
+    return _control("uniform", model, x, target, class_names, lambda x: flat_map(x.shape[2:], len(x)))
 
 CONTROLS = ["random","gaussian","edges","uniform"]
