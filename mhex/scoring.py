@@ -259,7 +259,7 @@ def of_target(
     "Probability of each sample's target"
     return p.gather(1, target[:,None])[:,0]
 
-# %% ../nbs/14_scoring.ipynb #cac9647d
+# %% ../nbs/14_scoring.ipynb #00bf8e78
 @dataclass(frozen=True)
 class Masking:
     "What is left of an image when everything is removed"
@@ -317,7 +317,7 @@ def masking(
 def token_masking(
     how, # "delete" | "[MASK]"
 )->str:  # The same
-    "A masking of tokens by name: they are two, see [`token_metrics`](18_token_metrics.ipynb)"
+    "A masking of tokens by its name"
     if not isinstance(how, str) or how not in ("delete","[MASK]"): raise ValueError(f"masking is {how!r}; for tokens expected 'delete' or '[MASK]'")
     return how
 
