@@ -10,7 +10,7 @@ __all__ = ['CONTROLS', 'MASK_CONTROLS', 'TEXT_CONTROLS', 'METHODS', 'TEXT_METHOD
            'is_own', 'candidates', 'method_maps', 'unit_maps', 'Part', 'take_part', 'score', 'read_rows', 'processes',
            'Bench', 'faithfulness']
 
-# %% ../nbs/53_compare.ipynb #acdb4204
+# %% ../nbs/53_compare.ipynb #d6ca9531
 import json
 import math
 import os
@@ -34,7 +34,7 @@ from .explainers.gradient import gauss_blur
 from .files import load_rows, output_folder, save_rows, whole_file
 from .hooks import evaluating
 from .metrics import metric_named, metrics, predictor
-from .nets import Plan, _differs, load_plan, make_plan, network, versions
+from .nets import Plan, differs, load_plan, make_plan, network, versions
 from .saliency import explain, map_kinds, normalize_maps
 
 # %% ../nbs/53_compare.ipynb #58e77c49
@@ -188,7 +188,7 @@ def _known_metrics(texts):
     known = [n for n,f in metrics(data="tokens" if texts else "images").items() if f.facts.takes in ("masks","predict")]
     return f"for {'texts' if texts else 'images'} there are {', '.join(sorted(known))}"
 
-# %% ../nbs/53_compare.ipynb #e7c9fca3
+# %% ../nbs/53_compare.ipynb #2e0e9e90
 SETTINGS_FILE,LOCK_FILE = "bench.json","bench.lock"
 
 def _key(r): return "/".join(str(r[k]) for k in ("plan","seed","network","method","metric","judge"))
@@ -223,7 +223,7 @@ def _agree(folder, plans, facts):
     path = Path(folder)/SETTINGS_FILE
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"schema":1, "plans":{}}
     def check(whose, old, here):
-        if said := _differs(old, here): raise ValueError(f"{str(folder)!r} holds rows of {whose} that were made otherwise ({said}); use the same settings, or another folder")
+        if said := differs(old, here): raise ValueError(f"{str(folder)!r} holds rows of {whose} that were made otherwise ({said}); use the same settings, or another folder")
     check("methods", there.setdefault("method_settings", SETTINGS), SETTINGS) # a folder from before they were written down has those of today
     for p in plans:
         here = json.loads(json.dumps({**facts, "plan":p.facts()}))
@@ -397,7 +397,7 @@ def _prediction_rows(plan, net):
     return [dict(plan=plan.name, data=plan.data, recipe=plan.recipe, split="test", seed=f["seed"], network=f["kind"], method="prediction", metric=m, judge=None, better="higher",
                  value=f["test"][m], valid=f["valid"][m], n=f["test"]["n"], seconds=f["seconds"], versions=f["versions"]) for m in ("accuracy","auc") if not math.isnan(f["test"][m])]
 
-# %% ../nbs/53_compare.ipynb #a692f2ee
+# %% ../nbs/53_compare.ipynb #70d50c18
 JUDGES = ("self","independent")
 
 def _names(given, what, known):
@@ -425,7 +425,7 @@ def _plans(given):
     "Each plan once; rows and networks are told apart by its name"
     named = {}
     for p in given:
-        if said := _differs(named.setdefault(p.name, p).facts(), p.facts()): raise ValueError(f"two plans are called {p.name} and differ ({said}); run them one after the other, into folders of their own")
+        if said := differs(named.setdefault(p.name, p).facts(), p.facts()): raise ValueError(f"two plans are called {p.name} and differ ({said}); run them one after the other, into folders of their own")
     return list(named.values())
 
 def faithfulness(

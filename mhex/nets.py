@@ -6,7 +6,7 @@ Docs: https://example.org/mhex/docs/nets.html.md"""
 
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'PLANS', 'KINDS', 'WEIGHTS', 'FACTS', 'Plan', 'slug', 'names_texts', 'make_plan', 'load_plan', 'Net',
-           'network']
+           'differs', 'network']
 
 # %% ../nbs/52_nets.ipynb #644d1c7a
 import json
@@ -116,7 +116,7 @@ def load_plan(
     data = load_text(plan.data, root=root) if plan.is_text else load_data(plan.data, size=plan.size, root=root)
     return data if plan.rows is None else data.subset(train=plan.rows)
 
-# %% ../nbs/52_nets.ipynb #0c310d8c
+# %% ../nbs/52_nets.ipynb #8d89b7f0
 KINDS = ("mhex","plain","judge")
 WEIGHTS,FACTS = "network.safetensors","network.json"
 
@@ -164,7 +164,10 @@ def _fit(learn, folder, plan, name, progress):
         learn.add_cb(_Bar(bar))
         fit_recipe(learn, folder/"run", resume=(folder/"run"/CHECKPOINT).exists(), epochs=plan.epochs, quiet=True)
 
-def _differs(there, here):
+def differs(
+    there:dict, # As it was written down
+    here:dict,  # As it is asked for now
+)->str:         # Empty where nothing differs
     "What differs between two dicts, in words"
     return "; ".join(f"{k} {there.get(k)!r}, here {here.get(k)!r}" for k in {**there,**here} if there.get(k)!=here.get(k))
 
@@ -191,7 +194,7 @@ def _network(plan, d, name, kind, seed, data, root, device, progress, twin):
     own = dict(plan=plan.facts(), kind=kind, seed=JUDGE_SEED if kind=="judge" else seed)
     if (d/FACTS).is_file():
         facts = json.loads((d/FACTS).read_text(encoding="utf-8"))
-        if there := _differs(facts["plan"], own["plan"]): raise ValueError(f"{str(d)!r} holds a network of another plan: {there}; choose another folder, or the same settings")
+        if there := differs(facts["plan"], own["plan"]): raise ValueError(f"{str(d)!r} holds a network of another plan: {there}; choose another folder, or the same settings")
         sd = read_weights(d/WEIGHTS)
         check_weights(learn.model, sd, f"{name}/{WEIGHTS}")
         learn.model.load_state_dict(sd)
