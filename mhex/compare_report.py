@@ -268,7 +268,7 @@ def mean_ranks(
     return dict(names=[method_label(*o) for o in keys], groups=[_group(o[1]) for o in keys], ranks=r.mean(0).tolist(), blocks=n, label=("gain over noise in " if apart else "")+metric_label(rows[0]),
                 cd=float(stats.studentized_range.ppf(.95, k, np.inf)/2**.5*(k*(k+1)/(6*n))**.5), p=float(stats.friedmanchisquare(*v.T).pvalue) if varied else 1.)
 
-# %% ../nbs/54_compare_report.ipynb #58b42d63
+# %% ../nbs/54_compare_report.ipynb #709fff06
 _COLORS = ["#b2182b","#2166ac","#7a7a7a"] # MHEX, peers, controls
 _MARKS = ["o","s","^"]
 
@@ -345,6 +345,7 @@ def plot_accuracy(
         _axes(ax, "", "", f"{r['data']}\n{trained(r)}")
         ax.title.set_fontsize(6.5)
         ax.set_xticks([0,1], ["plain","MHEX"]); ax.set_xlim(-.3, 1.3)
+        ax.ticklabel_format(axis="y", useOffset=False); ax.locator_params(axis="y", nbins=4)
     for ax in axs[:,0]: ax.set_ylabel(f"test {'AUC' if metric=='auc' else metric}", fontsize=8, color=MUTED)
     return fig
 
