@@ -26,7 +26,7 @@ from .nets import slug
 from .metrics import compare, holm
 from .report import write_report
 
-# %% ../nbs/54_compare_report.ipynb #9fde0d28
+# %% ../nbs/54_compare_report.ipynb #315a8acf
 def _matrix(rows):
     "Values of one method: seeds x samples"
     return np.array([[math.nan if v is None else v for v in r["values"]] for r in rows], dtype=float)
@@ -51,7 +51,7 @@ def two_level_interval(
     top,bottom = ((a@o*b).sum(1) for o in (np.where(there, v, 0), there.astype(float)))
     return tuple(float(o) for o in np.quantile(top/np.maximum(bottom, 1e-12), [(1-level)/2,(1+level)/2]))
 
-def _said(choice): return ", ".join(f"{'blocks' if k=='blocks' else k} {'all' if v is None else v}" for k,v in choice.items())
+def _said(choice): return ", ".join(f"{k} {'all' if v is None else v}" for k,v in choice.items())
 
 def _one(rows, metric_rows):
     "Summary of one method under one metric and judge"
@@ -75,11 +75,15 @@ def _over_groups(v, which):
     if which is None: return v
     return np.array([np.nanmean(o) if (~np.isnan(o)).any() else math.nan for o in (v[np.asarray(which)==i] for i in dict.fromkeys(which))])
 
+def _student(d):
+    "Half the width of Student's 95 % interval of the mean of one difference a seed"
+    return stats.t.ppf(.975, len(d)-1)*d.std(ddof=1)/len(d)**.5
+
 def _over_seeds(d):
-    "Mean of one difference a seed, with Student's 95 % interval"
+    "Mean of one difference a seed, with its interval"
     out = dict(difference=round(float(d.mean()), 5))
     if len(d)<2: return out
-    half = stats.t.ppf(.975, len(d)-1)*d.std(ddof=1)/len(d)**.5
+    half = _student(d)
     return out|dict(seed_lo=round(float(d.mean()-half), 5), seed_hi=round(float(d.mean()+half), 5))
 
 def _against(groups, reference):
@@ -131,7 +135,7 @@ def summarise(
         out += [{**_one(g, groups), **paired.get(k, {})} for k,g in groups.items()]
     return out
 
-# %% ../nbs/54_compare_report.ipynb #ae964c55
+# %% ../nbs/54_compare_report.ipynb #59e9c2d7
 _LABELS = {"hard_drop":"hard drop", "deletion":"deletion", "insertion":"insertion", "pointing_game":"pointing", "average_precision":"AP", "text_drop":"text drop", "token_average_precision":"token AP",
            **{v:k for k,v in SHORT.items() if k.isupper()}}
 _NAMES = {"mhex":"MHEX, the paper's map", "mhex-exact":"MHEX, exact", "mhex-evidence":"MHEX, evidence", "mhex-chosen":"MHEX, chosen on validation", "gradcam":"Grad-CAM", "gradcam++":"Grad-CAM++", "layercam":"LayerCAM",
@@ -231,7 +235,7 @@ def accuracy_table(
         m,p = ({s:v for r in summary if (r["plan"],r["metric"],r["network"],r["method"])==(plan,metric,k,"prediction") for s,v in zip(r["seeds"], r["means"])} for k in ("mhex","plain"))
         if not (common := sorted(m.keys()&p.keys())): continue
         d,n = np.array([m[s]-p[s] for s in common]),len(common)
-        half = stats.t.ppf(.975, n-1)*d.std(ddof=1)/n**.5 if n>1 else math.nan
+        half = _student(d) if n>1 else math.nan
         row = next(r for r in summary if r["plan"]==plan)
         out.append({"data":row["data"], "recipe":trained(row), "score":"AUC" if metric=="auc" else metric, "plain":f"{np.mean([p[s] for s in common]):.4f}", "MHEX":f"{np.mean([m[s] for s in common]):.4f}",
                     "difference":f"{d.mean():+.4f}".replace("-", "−")+(f" ({d.mean()-half:+.3f} to {d.mean()+half:+.3f})".replace("-", "−") if n>1 else ""), "seeds":n})

@@ -7,7 +7,7 @@ Docs: https://example.org/mhex/docs/speed.html.md"""
 # %% auto #0
 __all__ = ['judges', 'metric_speed', 'speed_table']
 
-# %% ../nbs/51_speed.ipynb #d5020040
+# %% ../nbs/51_speed.ipynb #047282d3
 import statistics
 import time
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ from .files import output_folder, save_rows
 from .imputation import road
 from .pretrained import create_backbone
 from .saliency import normalize_maps
-from .scoring import predictor
+from .scoring import predictor, whole
 
 # %% ../nbs/51_speed.ipynb #a2768cfa
 def judges()->dict: # Name -> function of the side in px: a network
@@ -89,7 +89,7 @@ def _pairs(net, x, maps, steps, chunk_size):
     return {"deletion and insertion":("TorchCAM",both), "deletion curve":("Quantus",curve), "deletion area":("Quantus, its default",area), "ROAD":("Quantus",road_quantus), "ROAD's images":("pytorch-grad-cam",road_gradcam),
             "drop and increase":("TorchCAM",drops), "drop":("pytorch-grad-cam",drop)}
 
-# %% ../nbs/51_speed.ipynb #c8a82d5f
+# %% ../nbs/51_speed.ipynb #f10acca7
 def _seconds(f):
     start = time.process_time()
     out = f()
@@ -130,8 +130,7 @@ def metric_speed(
     progress:bool=True, # Show a progress bar
 )->list:                # Of dicts: metric, peer, judge, seconds, peer_seconds, judge_seconds, ratio, ratio_without_judge, difference; missing=reason where a library is
     "Time the metrics against other libraries' on the same maps, and compare the numbers"
-    for what,v in (("n",n),("size",size),("steps",steps),("rounds",rounds),("chunk_size",chunk_size)):
-        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ValueError(f"{what} is {v!r}; expected a whole number >= 1")
+    n,size,steps,rounds,chunk_size = (whole(what, v) for what,v in dict(n=n, size=size, steps=steps, rounds=rounds, chunk_size=chunk_size).items())
     pixels = size*size
     if pixels%steps:
         near = min((s for s in range(1, pixels+1) if not pixels%s), key=lambda s: abs(s-steps))
